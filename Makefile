@@ -1,0 +1,1 @@
+# vhostkit: `make demo` and `make test` set up everything they need; `make help` lists the rest.

@@ -1,0 +1,126 @@
+"""Definitions of the C extensions: the marked part of each public header is the cdef.
+
+Between ``cffi:begin`` and ``cffi:end`` a header holds only what cffi can parse (enums with literal values, plain and
+opaque structs, prototypes). The same text is included by the C code, so the two cannot drift apart.
+
+It lives outside the packages: importing a build script from inside ``ring`` would import the not yet built extension.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))  # a PEP 517 front-end does not run us from the source tree
+
+from cffi import FFI
+
+ROOT = Path(__file__).parent
+os.chdir(ROOT)  # sources are relative: setuptools refuses absolute paths
+
+CFLAGS = ["-std=gnu11", "-O2", "-g", "-Wall", "-Wextra", "-Wshadow", "-Wconversion", "-Wvla", "-Wstrict-prototypes"]
+#: cffi's generated glue is not ours to clean up
+GLUE = ["-Wno-unused-parameter", "-Wno-sign-conversion", "-Wno-conversion", "-Wno-missing-field-initializers"]
+
+
+def cdef_of(header: str) -> str:
+    """The text between the cffi marks of ``header``; without marks the header has no public part."""
+    parts = (ROOT / header).read_text().split("/* cffi:begin")
+    out = []
+    for part in parts[1:]:
+        body = part.split("*/", 1)[1]
+        out.append(body.split("/* cffi:end */", 1)[0])
+    if not out:
+        raise SystemExit(f"{header}: no cffi:begin … cffi:end part")
+    return "\n".join(out)
+
+
+def pkg_config(package: str, *what: str) -> list[str] | None:
+    """Flags of ``package`` by pkg-config, or None where it is not installed."""
+    try:
+        done = subprocess.run(["pkg-config", *what, package], capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        return None
+    return done.stdout.split() if done.returncode == 0 else None
+
+
+def sources(folder: str, *names: str) -> list[str]:
+    """Source paths under ``folder``."""
+    return [f"{folder}/{name}" for name in names]
+
+
+def headers(*folders: str) -> list[str]:
+    """All headers: an edit of any of them rebuilds."""
+    return [str(path.relative_to(ROOT)) for folder in folders for path in sorted((ROOT / folder).glob("*.h"))]
+
+
+#: what every device extension compiles in: the ring's hot path, free of globals
+RING_HOT = sources("ring/csrc", "split.c", "packed.c", "chain.c", "translate.c", "log.c", "vq.c", "inflight.c")
+#: what only ``ring._ring`` holds: set-up, the driver side, the worker, the SIGBUS guard (process-wide, hence once)
+RING_CONTROL = sources("ring/csrc", "mem.c", "sigbus.c", "iotlb.c", "driver.c", "worker.c", "uring.c")
+RING_CDEF = ["ring/csrc/mem.h", "ring/csrc/ring.h", "ring/csrc/worker.h", "ring/csrc/driver.h"]
+
+COMMON = {
+    "include_dirs": ["."],
+    "extra_compile_args": [*CFLAGS, *GLUE],
+    "define_macros": [("_GNU_SOURCE", "1")],
+}
+
+
+def extension(name: str, cdefs: list[str], srcs: list[str], *, libraries: list[str], include: FFI | None = None) -> FFI:
+    """One API-mode extension ``name`` from marked headers and C sources."""
+    ffi = FFI()
+    if include is not None:
+        ffi.include(include)
+    for header in cdefs:
+        ffi.cdef(cdef_of(header))
+    includes = "".join(f'#include "{h}"\n' for h in (RING_CDEF if include is not None else []) + cdefs)
+    depends = headers("ring/csrc", *{str(Path(h).parent) for h in cdefs})
+    ffi.set_source(name, includes, sources=srcs, libraries=libraries, depends=depends, **COMMON)
+    return ffi
+
+
+ring = extension("ring._ring", RING_CDEF, RING_HOT + RING_CONTROL, libraries=["uring"])
+
+
+def modules() -> list[str]:
+    """The ``cffi_modules`` of this machine: optional ones only where their library is found."""
+    found = ["ffi_build.py:ring"]
+    if (ROOT / "devices/blk/csrc/blk.h").exists():
+        found.append("ffi_build.py:blk")
+        if (ROOT / "devices/blk/csrc/load.h").exists():
+            found.append("ffi_build.py:blk_load")
+        if (ROOT / "devices/blk/csrc/nbd.h").exists():
+            if pkg_config("libnbd", "--exists") is not None:
+                found.append("ffi_build.py:nbd")
+            elif os.environ.get("VHOST_WITH_NBD") == "1":
+                raise SystemExit("VHOST_WITH_NBD=1 but pkg-config finds no libnbd; install libnbd-dev")
+    return found
+
+
+def __getattr__(name: str) -> FFI:
+    """Device extensions are made on demand, so that one missing library does not spoil the others."""
+    if name == "blk":
+        return extension(
+            "devices.blk._blk",
+            ["devices/blk/csrc/blk.h"],
+            sources("devices/blk/csrc", "blk.c", "request.c", "store_file.c", "store_mem.c", "throttle.c") + RING_HOT,
+            libraries=["uring"],
+            include=ring,
+        )
+    if name == "blk_load":
+        return extension(
+            "devices.blk._load", ["devices/blk/csrc/load.h"], sources("devices/blk/csrc", "load.c"), libraries=[],
+            include=ring,
+        )
+    if name == "nbd":
+        return extension(
+            "devices.blk._nbd",
+            ["devices/blk/csrc/nbd.h"],
+            sources("devices/blk/csrc", "nbd.c"),
+            libraries=["nbd"],
+            include=__getattr__("blk"),
+        )
+    raise AttributeError(name)
