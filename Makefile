@@ -1,1 +1,68 @@
 # vhostkit: `make demo` and `make test` set up everything they need; `make help` lists the rest.
+
+PY := .venv/bin/python
+PYTEST := .venv/bin/pytest
+
+.DEFAULT_GOAL := help
+.PHONY: help build demo test test-fast test-guest lint types check asan stress fuzz bench dist clean distclean
+
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+
+build: ## set up .venv and build the C extensions in the tree
+	@tools/setup build
+
+demo: ## boot a Debian guest in QEMU and let it use our devices
+	@tools/setup demo
+	@PYTHONPATH=tests $(PY) tools/demo.py
+
+test: ## everything: ruff, mypy, fast tests, then real guests
+	@tools/setup test
+	@tools/run-tests
+
+test-fast: ## the tests that boot nothing
+	@tools/setup test
+	@$(PYTEST) -q -m "not guest"
+
+test-guest: ## only the tests that boot QEMU and User-mode Linux
+	@tools/setup test
+	@$(PYTEST) -q -m guest
+
+lint: ## ruff
+	@tools/setup build
+	@.venv/bin/ruff check . && .venv/bin/ruff format --check --quiet tools tests/guest tests/guestlib || exit 1
+
+types: ## mypy --strict
+	@tools/setup build
+	@.venv/bin/mypy
+	@MYPYPATH=tests .venv/bin/mypy --strict --explicit-package-bases -p guestlib
+
+check: lint types ## lint and types
+
+asan: ## the suite's C tests and fast tests under ASan and UBSan
+	@tools/setup test
+	@tools/sanitize
+
+stress: ## driver and device threads on one ring, longer than in the suite
+	@tools/setup test
+	@VHOST_STRESS=1 $(PYTEST) -q tests/c -k stress
+
+fuzz: ## libFuzzer on the rings for FUZZ_SECONDS (60)
+	@tools/setup fuzz
+	@tests/fuzz/run $${FUZZ_SECONDS:-60}
+
+bench: ## compare with qemu-storage-daemon
+	@tools/setup test
+	@$(PY) -m bench
+
+dist: ## sdist and wheel in dist/
+	@tools/setup build
+	@rm -rf dist && $(PY) -m build
+
+clean: ## remove what was built, keep downloads and .venv
+	rm -rf build dist *.egg-info ring/_ring*.so ring/_ring.c devices/*/_*.so devices/*/_*.c .cache/extensions.stamp
+	rm -rf .mypy_cache .ruff_cache .pytest_cache
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
+
+distclean: clean ## also remove .venv and the cache
+	rm -rf .venv .cache
