@@ -19,7 +19,6 @@ front-end went away the next one finds the same object.
 
 from __future__ import annotations
 
-from abc import ABC
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
@@ -64,7 +63,7 @@ class Metric:
     buckets: Sequence[tuple[float, int]] = ()
 
 
-class Link(ABC):
+class Link:
     """What a connection offers its device: the way back to the front-end, and a hold on the queues.
 
     The methods do not block; what needs the front-end's answer is awaited.
@@ -108,11 +107,14 @@ class Link(ABC):
         raise NotImplementedError
 
     async def host_notifier(self, queue: int, fd: int | None, *, size: int = 4096, offset: int = 0) -> None:
-        """Let the guest ring `queue` by a page of `fd` (None: no more). Raises: DeviceError: refused or not negotiated."""
+        """Let the guest ring `queue` by a page of `fd` (None: no more).
+
+        Raises: DeviceError: refused or not negotiated.
+        """
         raise NotImplementedError
 
 
-class Device(ABC):
+class Device:
     """Base of all devices; a subclass overrides what it needs, and exactly one of `run` and `make_source`.
 
     Class attributes:
@@ -184,7 +186,7 @@ class Device(ABC):
 
     @property
     def shmem_sizes(self) -> Mapping[int, int]:
-        """Shared memory regions: id -> bytes (multiples of the page size). Offered only where the user asks for SHMEM."""
+        """Shared memory regions: id -> bytes (multiples of the page size). Offered only where SHMEM is asked for."""
         return {}
 
     @property
@@ -225,7 +227,7 @@ class Device(ABC):
         raise NotImplementedError
 
     def make_source(self, queue: ring.Virtqueue, worker: ring.Worker) -> Source:
-        """Make what `worker` polls for one started queue. The worker is parked or not yet running; neither is kept after close."""
+        """Make what `worker` polls for one started queue; the worker is parked or not yet running."""
         raise NotImplementedError
 
     async def background(self) -> None:
@@ -262,7 +264,7 @@ class Device(ABC):
     # What control socket, command line and metrics show
 
     def controls(self) -> Mapping[str, Callable[..., Any]]:
-        """Methods for the control socket: name -> typed callable (plain or async), keyword arguments, JSON-able result."""
+        """Methods for the control socket: name -> typed callable (plain or async) of keywords, JSON-able result."""
         return {"quiesce": self.quiesce, "resume": self.resume}
 
     def metrics(self) -> Iterable[Metric]:
