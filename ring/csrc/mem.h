@@ -96,12 +96,16 @@ void ring_mem_free(struct ring_mem *mem);
 
 /*
  * Map @len bytes of @fd at @offset (any alignment) as guest memory at @gpa / @uaddr. The fd is not kept: the caller
- * closes it. Returns 0, -RING_E_{SLOTS,OVERLAP,RANGE,SHORT} or -errno of fstat/mmap.
+ * closes it. Returns 0, -RING_E_{SLOTS,OVERLAP,RANGE,SHORT}, -ENODEV (not a regular file: no size to hold it to) or
+ * -errno of fstat/mmap.
  */
 int ring_mem_add(struct ring_mem *mem, int fd, uint64_t gpa, uint64_t len, uint64_t uaddr, uint64_t offset,
 		 uint32_t flags);
 
-/* Use memory the embedder mapped itself at @hva; never unmapped by us. */
+/*
+ * Use memory the embedder mapped itself at @hva; never unmapped by us, nor guarded: the embedder keeps it mapped until
+ * no queue has pieces of it in flight.
+ */
 int ring_mem_add_mapped(struct ring_mem *mem, void *hva, uint64_t gpa, uint64_t len, uint64_t uaddr, uint32_t flags);
 
 /*
@@ -135,12 +139,24 @@ void ring_mem_log_clear(struct ring_mem *mem);
 /* Mark [gpa, gpa + len) dirty; out-of-log bits are counted, never written. */
 void ring_mem_log_gpa(struct ring_mem *mem, uint64_t gpa, uint64_t len);
 
+/*
+ * Another file that a front-end shares and may truncate (the inflight region): map @size bytes of @fd at @offset. The
+ * fd is not kept. Returns 0, -RING_E_{RANGE,SHORT}, -ENODEV (no regular file), -errno. Unmapped by ring_shared_unmap(),
+ * which no user of the memory may outlive.
+ */
+struct ring_shared;
+int ring_shared_map(int fd, uint64_t size, uint64_t offset, struct ring_shared **out);
+void *ring_shared_base(struct ring_shared *shared);
+/* Non-zero once it was found truncated; it then reads as zeroes there. Sticky. */
+int ring_shared_faulted(const struct ring_shared *shared);
+void ring_shared_unmap(struct ring_shared *shared);
+
 /* IOTLB: entries iova -> uaddr. All calls are thread-safe. */
 struct ring_iotlb *ring_iotlb_new(void);
 void ring_iotlb_free(struct ring_iotlb *tlb);
 /* Add or replace; perm RING_PERM_*. Returns 0, -RING_E_RANGE, -ENOMEM, -ENOSPC (more than 65536 entries). */
 int ring_iotlb_update(struct ring_iotlb *tlb, uint64_t iova, uint64_t size, uint64_t uaddr, uint32_t perm);
-/* Forget every entry that touches the range (entries are cut, not dropped whole). */
+/* Forget the range: entries that reach over its ends are cut. @size 0 (2^64, from QEMU's full flush): forget all. */
 int ring_iotlb_invalidate(struct ring_iotlb *tlb, uint64_t iova, uint64_t size);
 void ring_iotlb_clear(struct ring_iotlb *tlb);
 /* Take up to @max distinct misses recorded by pops since the last call. */
