@@ -65,6 +65,8 @@ int ring_worker_has_uring(const struct ring_worker *w);
 void ring_source_pause(struct ring_source *source, int paused);
 /* The kick fd (-1: none, the source is then polled every millisecond while armed); not owned, not closed. */
 int ring_source_set_kick(struct ring_source *source, int kick_fd);
+/* Where drain news goes (an eventfd, -1: nowhere); not owned, not closed. */
+void ring_source_set_news(struct ring_source *source, int news_fd);
 /* Look at the queue once even without a kick (start, resume, after an IOTLB update). */
 void ring_source_wake(struct ring_source *source);
 /* cffi:end */
@@ -90,18 +92,32 @@ struct ring_source_ops {
 	void (*disarm)(struct ring_source *source);
 };
 
+/* What the worker has learned about one kind of gap: until the driver's next request, until the next completion. */
+struct ring_gaps {
+	uint32_t ewma_ns;	/* smoothed length */
+	uint16_t misses;	/* poll windows in a row that found nothing */
+	uint16_t skip;		/* windows to leave out before trying again */
+};
+
 struct ring_source {
 	const struct ring_source_ops *ops;
 	struct ring_vq *vq;		/* may be NULL for sources that are no queue (tap, timer) */
 	struct ring_worker *worker;	/* set by ring_worker_add() */
 	uint64_t deadline_ns;		/* poll again at this CLOCK_MONOTONIC time at the latest; 0: no need (throttle) */
-	int kick_fd;
+	int kick_fd;			/* -1 before ring_worker_add(): none yet */
 	int news_fd;			/* drained news; -1: none */
-	bool dirty;			/* the device sets it when an io callback pushed: flush is due */
-	/* worker's own */
-	bool paused, active, dead, wake, drain_told;
-	uint32_t slot;
-	uint64_t last_work_ns;
+	/* worker's own, zeroed by the device */
+	bool dirty;			/* set by ring_source_completed() */
+	bool paused, active, dead, wake, drain_told, stalled, timed, drain_kick;
+	uint8_t kind;			/* which gap is being waited for */
+	uint32_t slot;			/* in the worker's table */
+	uint32_t place;			/* in the list of active ones */
+	uint32_t gen;			/* of the kick fd: tells late events of an earlier one */
+	int kick_dup;			/* our own copy, in epoll */
+	uint64_t idle_since_ns;		/* first poll that found nothing; 0: busy */
+	uint64_t window_ns;		/* how long it is polled from then on */
+	struct ring_gaps gaps[2];
+	struct ring_source *next_dirty;
 };
 
 /* An asynchronous operation on the worker's io_uring: embed it; its address is the user_data. */
@@ -117,9 +133,14 @@ struct ring_task {
 
 void ring_worker_post(struct ring_worker *w, struct ring_task *task);
 
-/* On the worker's thread: a submission entry (submitting first when the queue is full), or NULL without io_uring. */
+/* On the worker's thread: a submission entry (submitting first when the queue is full), or NULL: none now. */
 struct io_uring_sqe *ring_worker_sqe(struct ring_worker *w);
-struct io_uring *ring_worker_uring(struct ring_worker *w);
+struct io_uring *ring_worker_uring(struct ring_worker *w);	/* NULL: this worker has none */
+/*
+ * On the worker's thread: a fixed-file slot for @fd in the worker's io_uring, on behalf of @source; ring_worker_remove()
+ * drops it. Valid while ring_worker_head()->uring_gen stays. Negative: none to be had, use the fd itself.
+ */
+int ring_worker_file(struct ring_worker *w, struct ring_source *source, int fd);
 uint64_t ring_now_ns(void);	/* CLOCK_MONOTONIC */
 
 /*
@@ -130,6 +151,31 @@ struct ring_worker_api {
 	void (*post)(struct ring_worker *w, struct ring_task *task);
 	struct io_uring_sqe *(*sqe)(struct ring_worker *w);
 	struct io_uring *(*uring)(struct ring_worker *w);
+	int (*file)(struct ring_worker *w, struct ring_source *source, int fd);
 };
+
+/* The beginning of every struct ring_worker. */
+struct ring_worker_head {
+	const struct ring_worker_api *api;
+	struct ring_source *dirty;	/* worker thread: sources with staged completions */
+	uint32_t uring_gen;		/* worker thread: changes when a new io_uring takes the place of an old one */
+};
+
+static inline struct ring_worker_head *ring_worker_head(struct ring_worker *w)
+{
+	return (struct ring_worker_head *)(void *)w;
+}
+
+/* On the worker's thread: a callback pushed completions of @source, which its flush is to publish. */
+static inline void ring_source_completed(struct ring_source *source)
+{
+	struct ring_worker_head *head = ring_worker_head(source->worker);
+
+	if (source->dirty)
+		return;
+	source->dirty = true;
+	source->next_dirty = head->dirty;
+	head->dirty = source;
+}
 
 #endif
