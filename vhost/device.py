@@ -23,6 +23,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
+import trio
+
 from vhost.constants import ProtocolFeature
 
 if TYPE_CHECKING:
@@ -66,17 +68,17 @@ class Metric:
 class Link:
     """What a connection offers its device: the way back to the front-end, and a hold on the queues.
 
-    The methods do not block; what needs the front-end's answer is awaited.
+    What needs the front-end's answer, or a worker to stop, is awaited.
     """
 
     def config_changed(self) -> None:
         """Tell the front-end to read the configuration space again (CONFIG_CHANGE)."""
 
-    def pause(self) -> None:
-        """Take no new requests from any queue of this connection; pauses nest."""
+    async def pause(self) -> None:
+        """Take no new requests from any queue of this connection, nor of rings that start later."""
 
-    def resume(self) -> None:
-        """Undo one `pause`."""
+    async def resume(self) -> None:
+        """Undo `pause`."""
 
     async def drain(self) -> None:
         """Wait until no request of a paused connection is in flight."""
@@ -294,31 +296,30 @@ class Device:
         Cancellation: the device runs on.
         """
         self._quiesced += 1
-        links = tuple(self.links)
-        for link in links:
-            link.pause()
         try:
-            for link in links:
+            for link in self.links:
+                await link.pause()
+            for link in self.links:
                 await link.drain()
         except BaseException:
-            self.resume()
+            with trio.CancelScope(shield=True):
+                await self.resume()
             raise
 
-    def resume(self) -> None:
+    async def resume(self) -> None:
         """Undo one `quiesce`. Raises: RuntimeError: it is not quiesced."""
         if not self._quiesced:
             raise RuntimeError(f"{self.name} is not quiesced")
         self._quiesced -= 1
-        for link in self.links:
-            link.resume()
+        if not self._quiesced:
+            for link in self.links:
+                await link.resume()
 
     # What the server calls
 
     def attach(self, link: Link) -> None:
-        """A front-end connected. A quiesced device's new link starts paused."""
+        """A front-end connected. The link looks at `quiesced` for itself."""
         self.__dict__.setdefault("_links", set()).add(link)
-        for _ in range(self._quiesced):
-            link.pause()
 
     def detach(self, link: Link) -> None:
         """The front-end went away."""
