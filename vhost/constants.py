@@ -165,6 +165,9 @@ class ProtocolFeature(IntFlag):
     GET_VRING_BASE_SKIP_DRAIN = 1 << 23
 
 
+NO_PROTOCOL_FEATURES: Final = ProtocolFeature(0)
+
+
 class VirtioFeature(IntFlag):
     """Feature bits all device types share [VIRTIO 1.3, 6], and two of vhost-user's own [rst]."""
 
