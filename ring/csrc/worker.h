@@ -65,8 +65,6 @@ int ring_worker_has_uring(const struct ring_worker *w);
 void ring_source_pause(struct ring_source *source, int paused);
 /* The kick fd (-1: none, the source is then polled every millisecond while armed); not owned, not closed. */
 int ring_source_set_kick(struct ring_source *source, int kick_fd);
-/* Where drain news goes (an eventfd, -1: nowhere); not owned, not closed. */
-void ring_source_set_news(struct ring_source *source, int news_fd);
 /* Look at the queue once even without a kick (start, resume, after an IOTLB update). */
 void ring_source_wake(struct ring_source *source);
 /* cffi:end */
@@ -105,11 +103,15 @@ struct ring_source {
 	struct ring_worker *worker;	/* set by ring_worker_add() */
 	uint64_t deadline_ns;		/* poll again at this CLOCK_MONOTONIC time at the latest; 0: no need (throttle) */
 	int kick_fd;			/* -1 before ring_worker_add(): none yet */
-	int news_fd;			/* drained news; -1: none */
+	int news_fd;			/* drained news, besides the queue's; -1: none */
 	/* worker's own, zeroed by the device */
 	bool dirty;			/* set by ring_source_completed() */
-	bool paused, active, dead, wake, drain_told, stalled, timed, drain_kick;
-	uint8_t kind;			/* which gap is being waited for */
+	bool paused, active, dead, wake, drain_told;
+	bool stalled;			/* its queue has something it cannot take now */
+	bool timed;			/* not active, its deadline is watched */
+	bool slept;			/* went to sleep since it was idle */
+	uint8_t kick_kind;		/* eventfd, pipe, socket */
+	uint8_t gap_kind;		/* which gap is being waited for */
 	uint32_t slot;			/* in the worker's table */
 	uint32_t place;			/* in the list of active ones */
 	uint32_t gen;			/* of the kick fd: tells late events of an earlier one */

@@ -1,0 +1,98 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * worker_int.h - inside of a worker: worker.c (control, any thread) and worker_loop.c (the worker's thread).
+ */
+#ifndef RING_WORKER_INT_H
+#define RING_WORKER_INT_H
+
+#include <pthread.h>
+#include <time.h>
+
+#include "ring/csrc/uring.h"
+#include "ring/csrc/worker.h"
+
+#define worker_unlikely(x) __builtin_expect(!!(x), 0)
+
+enum {
+	/* @attention */
+	WORKER_STOP = 1,	/* leave the loop */
+	WORKER_PARK = 2,	/* somebody wants the safe point */
+	WORKER_POST = 4,	/* tasks were posted */
+	WORKER_SCAN = 8,	/* sources were woken, paused, added: look at all of them once */
+
+	WORKER_BUDGET = 64,		/* chains a source may take before the next one has its turn */
+	WORKER_POLL_MAX_US = 50,	/* default upper end of the adaptive window */
+	WORKER_ARMED_NS = 20000,	/* how often armed sources are looked at while others are active */
+	WORKER_BUSY_LOOPS = 32,		/* loops with work between two looks at the clock */
+	WORKER_TICK_NS = 1000000,	/* sources without a kick fd */
+	WORKER_EVENTS = 64,
+
+	KICK_EVENTFD = 0,	/* never read: each write is an edge */
+	KICK_PIPE = 1,		/* read, lest it fills up */
+	KICK_SOCKET = 2,
+
+	GAP_DRIVER = 0,		/* nothing in flight: the driver's next request is waited for */
+	GAP_DEVICE = 1,		/* requests are in flight: a completion is */
+};
+
+/* what epoll reports: the slot of a source and the generation of its kick fd, or one of these */
+#define EVENT_WAKE UINT64_MAX
+#define EVENT_URING (UINT64_MAX - 1)
+
+struct ring_worker {
+	struct ring_worker_head head;	/* must be first */
+
+	/* worker thread (others only while it is parked or does not run) */
+	struct ring_source **sources;	/* by slot; NULL: free */
+	struct ring_source **active;	/* dense */
+	uint32_t nr_slots;		/* length of @sources and @active */
+	uint32_t nr_sources;
+	uint32_t nr_active;
+	uint32_t nr_timed;		/* sources not active that have a deadline */
+	uint32_t nr_ticking;		/* sources without a kick fd */
+	uint64_t now_ns;		/* of the last look at the clock */
+	uint64_t next_deadline_ns;	/* of all timed ones; UINT64_MAX: none */
+	uint64_t armed_look_ns;		/* when armed sources were looked at last */
+	uint64_t tick_ns;		/* when sources without a kick fd were looked at last */
+	uint64_t stopping_ns;		/* when the stop was seen; 0: not stopping */
+	uint32_t busy_loops;
+	struct ring_uring uring;
+	int epfd;
+
+	/* any thread */
+	_Alignas(64) _Atomic unsigned attention;	/* WORKER_* */
+	_Atomic int sleeping;		/* epoll_wait may block: write @wake_fd */
+	_Atomic(struct ring_task *) posted;	/* newest first */
+	int wake_fd;
+
+	/* under @lock */
+	pthread_mutex_t lock;
+	pthread_cond_t cond;
+	unsigned parks;			/* asked for */
+	bool running;
+	bool at_rest;			/* the loop stands at the safe point */
+	struct ring_source *drop;	/* its fixed files are to be dropped, by the parked thread */
+	pthread_t thread;
+	uint64_t cpu_ns;		/* of runs that ended */
+
+	/* written by the worker thread, read by any */
+	_Alignas(64) struct ring_worker_stats stats;
+	struct ring_worker_options options;	/* constant */
+};
+
+static inline void worker_count(uint64_t *stat, uint64_t n)
+{
+	__atomic_store_n(stat, *stat + n, __ATOMIC_RELAXED);
+}
+
+/* worker.c */
+void worker_call(struct ring_worker *w, unsigned why);
+void worker_rest(struct ring_worker *w);	/* at the safe point: stay while parks last */
+
+/* worker_loop.c */
+int worker_loop(struct ring_worker *w);
+void worker_activate(struct ring_worker *w, struct ring_source *source);
+void worker_deactivate(struct ring_worker *w, struct ring_source *source);
+void worker_tell_drained(struct ring_source *source);
+
+#endif
