@@ -51,6 +51,15 @@ static inline uint16_t shm_load16_acquire(const SHM void *p)
 	return __atomic_load_n((const uint16_t *)p, __ATOMIC_ACQUIRE);
 }
 
+/*
+ * The second half of a packed descriptor: length, id and flags in one single-copy-atomic load, so that whoever sees
+ * the flags sees what was stored before them.
+ */
+static inline uint64_t shm_load64_acquire(const SHM void *p)
+{
+	return __atomic_load_n((const uint64_t *)p, __ATOMIC_ACQUIRE);
+}
+
 static inline void shm_store8(SHM void *p, uint8_t v)
 {
 	__atomic_store_n((uint8_t *)p, v, __ATOMIC_RELAXED);
@@ -74,6 +83,11 @@ static inline void shm_store64(SHM void *p, uint64_t v)
 static inline void shm_store16_release(SHM void *p, uint16_t v)
 {
 	__atomic_store_n((uint16_t *)p, v, __ATOMIC_RELEASE);
+}
+
+static inline void shm_store64_release(SHM void *p, uint64_t v)
+{
+	__atomic_store_n((uint64_t *)p, v, __ATOMIC_RELEASE);
 }
 
 /* Dirty log: others set bits in the same byte at the same time (vhost-user, "Migration"). */

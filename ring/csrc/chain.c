@@ -1,0 +1,699 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * chain.c - chains and completions, whatever the layout: the slow turns of a walk, indirect tables, push, flush, break.
+ *
+ * The fast turns are inline in walk.h; the layouts are in split.c and packed.c.
+ */
+#include <errno.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include "ring/csrc/walk.h"
+
+static const struct ring_region no_region;	/* holds no address */
+
+/* ---- walk ---- */
+
+void walk_init_regions(struct vq_walk *w)
+{
+	struct ring_vq *vq = w->vq;
+
+	/* With an IOTLB no descriptor holds a gpa: nothing may hit the fast path. */
+	if (w->tab == NULL || !w->tab->nr || vq->slow & VQ_SLOW_IOTLB) {
+		w->r = &no_region;
+		return;
+	}
+	if (vq->hint >= w->tab->nr)	/* regions went away */
+		vq->hint = 0;
+	w->r = &w->tab->by_gpa[vq->hint];
+}
+
+static const int pool_iov[VQ_POOLS] = { VQ_POOL1_IOV, RING_IOV_MAX };
+
+/* More pieces than there is room for: move to a bigger block. 0, -VQ_NO_BLOCK or -RING_E_IOVECS. */
+static int walk_grow(struct vq_walk *w)
+{
+	struct ring_vq *vq = w->vq;
+	struct ring_iov *old = w->iov;
+	uint32_t i;
+
+	if (w->cap == RING_IOV_MAX) {
+		w->detail = w->nr + 1;
+		return -RING_E_IOVECS;
+	}
+	for (i = w->iov_class; i < VQ_POOLS && !vq->pool[i].nr_free; i++)
+		;
+	if (i == VQ_POOLS)
+		return -VQ_NO_BLOCK;
+	w->iov = vq->pool[i].free[--vq->pool[i].nr_free];
+	memcpy(w->iov, old, w->nr * sizeof(*old));
+	if (w->iov_class) {
+		struct vq_pool *pool = &vq->pool[w->iov_class - 1];
+
+		pool->free[pool->nr_free++] = old;
+	}
+	w->iov_class = (uint8_t)(i + 1);
+	w->cap = (uint32_t)pool_iov[i];
+	return 0;
+}
+
+void walk_undo(struct vq_walk *w)
+{
+	if (w->iov_class) {
+		struct vq_pool *pool = &w->vq->pool[w->iov_class - 1];
+
+		pool->free[pool->nr_free++] = w->iov;
+		w->iov_class = 0;
+	}
+}
+
+static int walk_piece(struct vq_walk *w, void *base, uint64_t len)
+{
+	int rc;
+
+	if (w->nr == w->cap) {
+		rc = walk_grow(w);
+		if (rc)
+			return rc;
+	}
+	w->iov[w->nr].base = base;
+	w->iov[w->nr].len = len;
+	w->nr++;
+	return 0;
+}
+
+/* A buffer in I/O virtual memory. A buffer of n bytes has at most as many pieces as entries it touches. */
+static int walk_add_iotlb(struct vq_walk *w, uint64_t g_addr, uint32_t g_len, bool write)
+{
+	struct ring_vq *vq = w->vq;
+	struct ring_iov piece[8];
+	uint64_t left = g_len;
+	int rc, n, i;
+
+	while (left) {
+		/* a stretch of at most 7 pages has at most 8 pieces when entries are pages, which is what drivers map */
+		uint64_t part = left < 7 * RING_LOG_PAGE ? left : 7 * RING_LOG_PAGE;
+
+		n = ring_iotlb_translate(vq->iotlb, vq->mem, g_addr, part, write, vq->index, piece, 8);
+		if (n == -RING_E_IOVECS) {	/* entries smaller than a page: byte ranges that surely fit */
+			part = part < 8 ? part : 8;
+			n = ring_iotlb_translate(vq->iotlb, vq->mem, g_addr, part, write, vq->index, piece, 8);
+		}
+		if (n < 0) {
+			w->detail = g_addr;
+			return n;
+		}
+		for (i = 0; i < n; i++) {
+			rc = walk_piece(w, piece[i].base, piece[i].len);
+			if (rc)
+				return rc;
+		}
+		if (__builtin_add_overflow(g_addr, part, &g_addr) && left != part) {
+			w->detail = g_addr;
+			return -RING_E_RANGE;
+		}
+		left -= part;
+	}
+	return 0;
+}
+
+/* Everything walk_add() did not want to think about. */
+__attribute__((noinline)) int walk_add_slow(struct vq_walk *w, uint64_t g_addr, uint32_t g_len, bool write)
+{
+	uint64_t left = g_len;
+	int rc;
+
+	if (!g_len)	/* docs/decisions/0003-zero-length-descriptors.md */
+		return 0;
+	if (w->bytes + g_len > UINT32_MAX) {
+		w->detail = w->bytes + g_len;
+		return -RING_E_LEN;
+	}
+	w->bytes += g_len;
+	if (w->vq->slow & VQ_SLOW_IOTLB)
+		return walk_add_iotlb(w, g_addr, g_len, write);
+
+	w->detail = g_addr;
+	if (w->tab == NULL)
+		return -RING_E_ADDR;
+	while (left) {
+		const struct ring_region *r = ring_memtab_find(w->tab, g_addr, &w->vq->hint);
+		uint64_t room;
+
+		if (r == NULL)
+			return -RING_E_ADDR;
+		w->r = r;
+		if (write && r->flags & RING_MEM_RO)
+			return -RING_E_PERM;
+		room = r->len - (g_addr - r->gpa);
+		if (room > left)
+			room = left;
+		rc = walk_piece(w, r->hva + (g_addr - r->gpa), room);
+		if (rc)
+			return rc;
+		left -= room;
+		if (__builtin_add_overflow(g_addr, room, &g_addr) && left)
+			return -RING_E_ADDR;
+	}
+	return 0;
+}
+
+/* One stretch of guest memory that lies in one piece, or as much of it as does: its address, or NULL and *@rc. */
+static const SHM uint8_t *table_piece(struct vq_walk *w, uint64_t g_addr, uint64_t want, uint64_t *have, int *rc)
+{
+	struct ring_vq *vq = w->vq;
+	struct ring_iov piece;
+	const struct ring_region *r;
+
+	w->detail = g_addr;
+	if (vq->slow & VQ_SLOW_IOTLB) {
+		uint64_t page = RING_LOG_PAGE - (g_addr & (RING_LOG_PAGE - 1));
+
+		if (want > page)
+			want = page;
+		*rc = ring_iotlb_translate(vq->iotlb, vq->mem, g_addr, want, 0, vq->index, &piece, 1);
+		if (*rc == -RING_E_IOVECS) {	/* entries smaller than a descriptor: byte by byte always works */
+			want = 1;
+			*rc = ring_iotlb_translate(vq->iotlb, vq->mem, g_addr, want, 0, vq->index, &piece, 1);
+		}
+		if (*rc < 0)
+			return NULL;
+		*have = piece.len < want ? piece.len : want;
+		return piece.base;
+	}
+	r = w->tab != NULL ? ring_memtab_find(w->tab, g_addr, &vq->hint) : NULL;
+	if (r == NULL) {
+		*rc = -RING_E_ADDR;
+		return NULL;
+	}
+	*have = r->len - (g_addr - r->gpa);
+	if (*have > want)
+		*have = want;
+	return r->hva + (g_addr - r->gpa);
+}
+
+/* Copy one descriptor of an indirect table that is not in one piece, or not aligned. */
+static __attribute__((noinline)) int walk_table_slow(struct vq_walk *w, uint64_t g_addr, uint64_t d[2])
+{
+	uint8_t copy[VQ_DESC_BYTES];
+	uint64_t have = 0;
+	uint32_t done;
+	int rc = 0;
+
+	for (done = 0; done < VQ_DESC_BYTES; done += (uint32_t)have) {
+		uint64_t at;
+		const SHM uint8_t *p;
+
+		if (__builtin_add_overflow(g_addr, done, &at)) {
+			w->detail = g_addr;
+			return -RING_E_ADDR;
+		}
+		p = table_piece(w, at, VQ_DESC_BYTES - done, &have, &rc);
+		if (p == NULL)
+			return rc;
+		shm_copy_in(copy + done, p, have);
+	}
+	memcpy(d, copy, sizeof(copy));
+	return 0;
+}
+
+/* A descriptor of the table at @g_addr: fast where the whole table (@table) lies in one aligned piece. */
+VQ_INLINE int table_load(struct vq_walk *w, const SHM uint8_t *table, uint64_t g_addr, uint32_t i, uint64_t d[2])
+{
+	uint64_t at;
+
+	if (vq_likely(table != NULL)) {
+		shm_load_desc(d, table + (size_t)VQ_DESC_BYTES * i);
+		return 0;
+	}
+	if (__builtin_add_overflow(g_addr, (uint64_t)VQ_DESC_BYTES * i, &at)) {
+		w->detail = g_addr;
+		return -RING_E_ADDR;
+	}
+	return walk_table_slow(w, at, d);
+}
+
+/*
+ * The buffers of an indirect table. Split: linked by next from entry 0 (2.7.5.3.2). Packed: all entries in order, and
+ * of the flags only WRITE counts (2.8.7); a nested table is refused in both.
+ */
+int walk_indirect(struct vq_walk *w, uint64_t g_addr, uint32_t g_len)
+{
+	const struct ring_region *r = w->r;
+	const SHM uint8_t *table = NULL;
+	const bool packed = w->vq->packed;
+	uint64_t off = g_addr - r->gpa;
+	uint64_t d[2];
+	uint32_t nr, i = 0, seen;
+	int rc;
+
+	w->detail = g_len;
+	if (!w->vq->indirect || !g_len || g_len % VQ_DESC_BYTES)
+		return -RING_E_INDIRECT;
+	nr = g_len / VQ_DESC_BYTES;
+	if (packed && nr > RING_CHAIN_MAX) {
+		w->detail = nr;
+		return -RING_E_LOOP;
+	}
+	if (off < r->len && g_len <= r->len - off && !((uintptr_t)(r->hva + off) & 7))
+		table = r->hva + off;
+	if (w->vq->slow & VQ_SLOW_IOTLB) {
+		uint64_t have = 0;
+
+		rc = 0;
+		table = table_piece(w, g_addr, g_len, &have, &rc);
+		if (table == NULL)
+			return rc;
+		if (have < g_len || (uintptr_t)table & 7)
+			table = NULL;
+	}
+
+	for (seen = 1;; seen++) {
+		uint32_t flags;
+
+		rc = table_load(w, table, g_addr, i, d);
+		if (rc)
+			return rc;
+		flags = (uint32_t)(packed ? d[1] >> 48 : d[1] >> 32);
+		if (vq_unlikely(flags & VQ_DESC_INDIRECT)) {
+			w->detail = i;
+			return -RING_E_INDIRECT;
+		}
+		rc = walk_add(w, d[0], (uint32_t)d[1], flags & VQ_DESC_WRITE);
+		if (vq_unlikely(rc))
+			return rc;
+		if (packed) {
+			if (++i == nr)
+				return 0;
+			continue;
+		}
+		if (!(flags & VQ_DESC_NEXT))
+			return 0;
+		i = (uint32_t)(d[1] >> 48);
+		if (vq_unlikely(i >= nr)) {
+			w->detail = i;
+			return -RING_E_NEXT;
+		}
+		if (vq_unlikely(seen == nr)) {	/* more steps than entries */
+			w->detail = seen;
+			return -RING_E_LOOP;
+		}
+	}
+}
+
+/* ---- pop ---- */
+
+/* A walk failed with @rc: decide what the pop that found @got chains before it returns. */
+__attribute__((cold)) int vq_pop_stopped(struct ring_vq *vq, int got, int rc, uint64_t detail)
+{
+	if (got)	/* those first; the next pop comes here again */
+		return got;
+	switch (rc) {
+	case -VQ_NO_BLOCK:
+		vq->hold = VQ_HOLD_POOL;
+		return 0;
+	case -RING_MISS:
+		vq->hold = VQ_HOLD_MISS;
+		vq_stat_add(&vq->stats.misses, 1);
+		vq_signal(vq->news_fd, false);
+		return rc;
+	default:
+		ring_vq_break(vq, -rc, detail);
+		return rc;
+	}
+}
+
+int ring_vq_pop(struct ring_vq *vq, struct ring_chain **chains, int max)
+{
+	int n;
+
+	if (vq_unlikely(!vq_running(vq))) {
+		int error = atomic_load_explicit(&vq->error, memory_order_relaxed);
+
+		return error ? -error : -RING_E_STATE;
+	}
+	if (vq_unlikely(vq_faulted(vq))) {
+		ring_vq_break(vq, RING_E_FAULT, 0);
+		return -RING_E_FAULT;
+	}
+	if (max > RING_BATCH_MAX)
+		max = RING_BATCH_MAX;
+	if (vq_unlikely(max <= 0))
+		return 0;
+	if (vq_unlikely(vq->hold))
+		vq->hold = VQ_HOLD_NONE;
+	n = vq->packed ? packed_pop(vq, chains, max) : split_pop(vq, chains, max);
+	if (n > 0) {
+		vq_stat_add(&vq->stats.popped, (uint64_t)n);
+		vq_stat_add(&vq->stats.batches, 1);
+	}
+	return n;
+}
+
+int ring_vq_unpop(struct ring_vq *vq, int n)
+{
+	int i;
+
+	if (!vq_running(vq))
+		return -RING_E_STATE;
+	if (n < 0 || (uint64_t)n > vq->in_flight || (uint64_t)n > vq->popped)
+		return -RING_E_STATE;
+	for (i = 1; i <= n; i++)
+		if (vq->slots[vq->order[(vq->popped - (uint64_t)i) & vq->order_mask]].state != VQ_CHAIN_POPPED)
+			return -RING_E_STATE;
+	for (i = 0; i < n; i++) {
+		struct ring_chain *chain;
+		bool resubmitted;
+
+		vq->popped--;
+		chain = &vq->slots[vq->order[vq->popped & vq->order_mask]];
+		resubmitted = vq->popped < vq->inflight.nr_resubmit;
+		if (vq->inflight.region != NULL)
+			inflight_unpopped(vq, chain, resubmitted);
+		if (resubmitted)
+			vq->slow |= VQ_SLOW_RESUBMIT;
+		else if (vq->packed)
+			packed_unpop(vq, chain->nr_desc);
+		else
+			vq->last_avail--;
+		vq_free_block(vq, chain);
+		chain->state = VQ_CHAIN_FREE;
+		vq->in_flight--;
+	}
+	vq_stat_add(&vq->stats.popped, 0 - (uint64_t)n);
+	return n;
+}
+
+/* ---- push ---- */
+
+/* Give a block of pieces back to its pool. */
+void vq_free_block(struct ring_vq *vq, struct ring_chain *chain)
+{
+	if (chain->iov_class) {
+		struct vq_pool *pool = &vq->pool[chain->iov_class - 1];
+
+		pool->free[pool->nr_free++] = chain->iov;
+		chain->iov_class = 0;
+		if (vq->hold == VQ_HOLD_POOL)
+			vq->hold = VQ_HOLD_NONE;
+	}
+}
+
+void vq_log_used(struct ring_vq *vq, uint64_t offset, uint64_t len)
+{
+	ring_mem_log_gpa(vq->mem, vq->log_addr + offset, len);
+}
+
+void vq_log_ring(struct ring_vq *vq, const SHM void *p, uint64_t len)
+{
+	ring_log_hva(vq->mem, p, len);
+}
+
+/*
+ * The bytes said to be written, and the last writable byte: a status byte at the end is written even where a failed
+ * request reports fewer bytes. After the write, which the device has done by now.
+ */
+static void log_chain(struct ring_vq *vq, const struct ring_chain *chain, uint32_t written)
+{
+	const struct ring_iov *iov = chain->iov + chain->nr_out;
+	uint64_t left = written;
+	uint32_t i;
+
+	for (i = 0; i < chain->nr_in && left; i++) {
+		uint64_t n = iov[i].len < left ? iov[i].len : left;
+
+		ring_log_hva(vq->mem, iov[i].base, n);
+		left -= n;
+	}
+	if (chain->nr_in && written < chain->in_bytes) {
+		const struct ring_iov *end = &iov[chain->nr_in - 1];
+
+		ring_log_hva(vq->mem, (uint8_t *)end->base + (end->len - 1), 1);
+	}
+}
+
+static void stage_slow(struct ring_vq *vq, struct ring_chain *chain, uint32_t written)
+{
+	if (vq->slow & VQ_SLOW_INFLIGHT) {
+		chain->written = written;
+		chain->state = VQ_CHAIN_STAGED;
+		inflight_pushed(vq, chain);
+		return;
+	}
+	chain->state = VQ_CHAIN_FREE;
+	if (vq->packed)
+		packed_stage(vq, chain->id, chain->nr_desc, written);
+	else
+		split_stage(vq, chain->id, written);
+}
+
+/* IN_ORDER (VIRTIO 1.3, 2.7.9 and 2.8.12): what was completed early is held until all before it are. */
+static void stage_in_order(struct ring_vq *vq)
+{
+	while (vq->order_tail != vq->popped) {
+		struct ring_chain *chain = &vq->slots[vq->order[vq->order_tail & vq->order_mask]];
+
+		if (chain->state != VQ_CHAIN_HELD)
+			break;
+		stage_slow(vq, chain, chain->written);
+		vq->order_tail++;
+	}
+}
+
+static __attribute__((noinline)) void push_slow(struct ring_vq *vq, struct ring_chain *chain, uint32_t written)
+{
+	if (vq->slow & VQ_SLOW_LOG_BUFFERS)
+		log_chain(vq, chain, written);
+	vq_free_block(vq, chain);
+	vq->in_flight--;
+	if (vq->slow & VQ_SLOW_IN_ORDER) {
+		chain->written = written;
+		chain->state = VQ_CHAIN_HELD;
+		stage_in_order(vq);
+		return;
+	}
+	stage_slow(vq, chain, written);
+}
+
+/* Not running: only take the chain back. Pushed twice: the device's mistake, and not one to go on after. */
+static __attribute__((cold)) void push_odd(struct ring_vq *vq, struct ring_chain *chain)
+{
+	if (chain->state != VQ_CHAIN_POPPED) {
+		ring_vq_break(vq, RING_E_STATE, chain->id);
+		return;
+	}
+	vq_free_block(vq, chain);
+	chain->state = VQ_CHAIN_FREE;
+	vq->in_flight--;
+}
+
+void ring_vq_push(struct ring_vq *vq, struct ring_chain *chain, uint32_t written)
+{
+	if (vq_unlikely(!vq_running(vq) || chain->state != VQ_CHAIN_POPPED)) {
+		push_odd(vq, chain);
+		return;
+	}
+	if (vq_unlikely(written > chain->in_bytes))	/* the driver must not be told of bytes that are not there */
+		written = chain->in_bytes;
+	if (vq_unlikely(vq->slow & VQ_SLOW_PUSH)) {
+		push_slow(vq, chain, written);
+		return;
+	}
+	if (vq_unlikely(chain->iov_class))
+		vq_free_block(vq, chain);
+	vq->in_flight--;
+	chain->state = VQ_CHAIN_FREE;
+	if (vq->packed)
+		packed_stage(vq, chain->id, chain->nr_desc, written);
+	else
+		split_stage(vq, chain->id, written);
+}
+
+/* ---- flush ---- */
+
+void vq_signal(int fd, bool sock)
+{
+	const uint64_t one = 1;
+	ssize_t rc;
+
+	if (fd < 0)
+		return;
+	do {	/* full (EAGAIN): it is readable already, so whoever listens wakes; gone (EPIPE): nobody to tell */
+		rc = sock ? send(fd, &one, sizeof(one), MSG_NOSIGNAL | MSG_DONTWAIT) : write(fd, &one, sizeof(one));
+	} while (rc < 0 && errno == EINTR);
+}
+
+/* The verdict on a notification is in. Returns 1 if the driver was told. */
+int vq_notify(struct ring_vq *vq, bool wanted)
+{
+	if (!wanted) {
+		vq_stat_add(&vq->stats.suppressed, 1);
+		return 0;
+	}
+	vq_signal(vq->call_fd, vq->call_sock);
+	vq_stat_add(&vq->stats.notified, 1);
+	return 1;
+}
+
+int ring_vq_flush(struct ring_vq *vq)
+{
+	bool staged = vq->packed ? vq->staged_slots != 0 : vq->staged != vq->used_idx;
+
+	if (!staged && !vq->inflight.nr_batch)
+		return 0;
+	if (vq_unlikely(!vq_running(vq)))
+		return 0;
+	if (vq_unlikely(vq_faulted(vq))) {
+		ring_vq_break(vq, RING_E_FAULT, 0);
+		return 0;
+	}
+	return vq->packed ? packed_flush(vq) : split_flush(vq);
+}
+
+/* ---- kicks, state ---- */
+
+void ring_vq_kicks_off(struct ring_vq *vq)
+{
+	if (!vq_running(vq) || vq->kicks == VQ_KICKS_OFF)
+		return;
+	vq->kicks = VQ_KICKS_OFF;
+	if (vq->packed)
+		packed_kicks_off(vq);
+	else
+		split_kicks_off(vq);
+}
+
+int ring_vq_kicks_on(struct ring_vq *vq)
+{
+	int more;
+
+	if (!vq_running(vq))
+		return 0;
+	vq->kicks = VQ_KICKS_ON;
+	vq_stat_add(&vq->stats.rearms, 1);
+	more = vq->packed ? packed_kicks_on(vq) : split_kicks_on(vq);
+	/* What is there cannot be popped yet: popping again would spin. A push or a wake comes first. */
+	return more && !vq->hold;
+}
+
+int ring_vq_ready(const struct ring_vq *vq)
+{
+	if (!vq_running(vq) || vq->hold == VQ_HOLD_POOL)
+		return 0;
+	if (vq->slow & VQ_SLOW_RESUBMIT)
+		return 1;
+	return vq->packed ? packed_ready(vq) : split_ready(vq);
+}
+
+__attribute__((cold)) void ring_vq_break(struct ring_vq *vq, int error, uint64_t detail)
+{
+	if (!vq_running(vq))	/* sticky: the first reason stays */
+		return;
+	if (error < 0)
+		error = -error;
+	atomic_store_explicit(&vq->error_detail, detail, memory_order_relaxed);
+	atomic_store_explicit(&vq->error, error, memory_order_relaxed);
+	/* pairs with the acquire in ring_vq_state(): who sees BROKEN sees why */
+	atomic_store_explicit(&vq->state, RING_VQ_BROKEN, memory_order_release);
+	vq_signal(vq->err_fd, vq->err_sock);
+	vq_signal(vq->news_fd, false);
+}
+
+int ring_vq_state(const struct ring_vq *vq)
+{
+	return atomic_load_explicit(&vq->state, memory_order_acquire);
+}
+
+int ring_vq_error(const struct ring_vq *vq, uint64_t *detail)
+{
+	bool broken = ring_vq_state(vq) == RING_VQ_BROKEN;
+
+	if (detail != NULL)
+		*detail = broken ? atomic_load_explicit(&vq->error_detail, memory_order_relaxed) : 0;
+	return broken ? atomic_load_explicit(&vq->error, memory_order_relaxed) : 0;
+}
+
+uint32_t ring_vq_in_flight(const struct ring_vq *vq)
+{
+	return vq->in_flight;
+}
+
+uint32_t ring_vq_index(const struct ring_vq *vq)
+{
+	return vq->index;
+}
+
+uint32_t ring_vq_size(const struct ring_vq *vq)
+{
+	return vq->size;
+}
+
+int ring_vq_overlaps(const struct ring_vq *vq, const void *hva, uint64_t len)
+{
+	uintptr_t start = (uintptr_t)hva;
+	uint32_t slot, i;
+
+	if (!vq->in_flight || vq->slots == NULL)
+		return 0;
+	for (slot = 0; slot < vq->size; slot++) {
+		const struct ring_chain *chain = &vq->slots[slot];
+
+		if (chain->state != VQ_CHAIN_POPPED)
+			continue;
+		for (i = 0; i < (uint32_t)chain->nr_out + chain->nr_in; i++) {
+			uintptr_t base = (uintptr_t)chain->iov[i].base;
+
+			if (base < start ? start - base < chain->iov[i].len : base - start < len)
+				return 1;
+		}
+	}
+	return 0;
+}
+
+void ring_vq_stats(const struct ring_vq *vq, struct ring_vq_stats *out)
+{
+	const uint64_t *from = (const uint64_t *)&vq->stats;
+	uint64_t *to = (uint64_t *)out;
+	size_t i;
+
+	_Static_assert(sizeof(*out) % sizeof(uint64_t) == 0, "statistics are counters only");
+	for (i = 0; i < sizeof(*out) / sizeof(uint64_t); i++)
+		to[i] = __atomic_load_n(&from[i], __ATOMIC_RELAXED);
+}
+
+/* ---- copying ---- */
+
+static uint32_t chain_copy(const struct ring_iov *iov, uint32_t nr, uint64_t offset, uint8_t *to, const uint8_t *from,
+			   uint32_t len)
+{
+	uint32_t done = 0, i;
+
+	for (i = 0; i < nr && done < len; i++) {
+		uint64_t n;
+
+		if (offset >= iov[i].len) {
+			offset -= iov[i].len;
+			continue;
+		}
+		n = iov[i].len - offset;
+		if (n > len - done)
+			n = len - done;
+		if (to != NULL)
+			shm_copy_in(to + done, (uint8_t *)iov[i].base + offset, n);
+		else
+			shm_copy_out((uint8_t *)iov[i].base + offset, from + done, n);
+		done += (uint32_t)n;
+		offset = 0;
+	}
+	return done;
+}
+
+uint32_t ring_chain_read(const struct ring_chain *chain, uint32_t offset, void *dst, uint32_t len)
+{
+	return chain_copy(chain->iov, chain->nr_out, offset, dst, NULL, len);
+}
+
+uint32_t ring_chain_write(const struct ring_chain *chain, uint32_t offset, const void *src, uint32_t len)
+{
+	return chain_copy(chain->iov + chain->nr_out, chain->nr_in, offset, NULL, src, len);
+}

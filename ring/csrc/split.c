@@ -1,0 +1,266 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * split.c - the split layout (VIRTIO 1.3, 2.7): avail ring in, used ring out.
+ *
+ * Theory of operation
+ *   A pop reads avail->idx once and works through what it found in runs of SPLIT_RUN: heads, then their descriptors,
+ *   then their chains; each pass prefetches for the next, since all of it was last written by another CPU.
+ */
+#include "ring/csrc/walk.h"
+
+enum { SPLIT_RUN = 32 };
+
+/* From the copied head descriptor @d to the end of the chain. */
+VQ_INLINE int split_walk(struct vq_walk *w, uint64_t d[2])
+{
+	struct ring_vq *vq = w->vq;
+	uint32_t seen;
+	int rc;
+
+	for (seen = 1;; seen++) {
+		uint32_t flags = (uint32_t)(d[1] >> 32) & 0xffff;
+		uint32_t g_next = (uint32_t)(d[1] >> 48);
+
+		if (flags & VQ_DESC_INDIRECT) {
+			/* VIRTIO 1.3, 2.7.5.3.1: not together with NEXT; WRITE is ignored (2.7.5.3.2) */
+			if (vq_unlikely(flags & VQ_DESC_NEXT)) {
+				w->detail = flags;
+				return -RING_E_INDIRECT;
+			}
+			return walk_indirect(w, d[0], (uint32_t)d[1]);
+		}
+		rc = walk_add(w, d[0], (uint32_t)d[1], flags & VQ_DESC_WRITE);
+		if (vq_unlikely(rc))
+			return rc;
+		if (!(flags & VQ_DESC_NEXT))
+			return 0;
+		if (vq_unlikely(g_next >= vq->size)) {
+			w->detail = g_next;
+			return -RING_E_NEXT;
+		}
+		if (vq_unlikely(seen == vq->size)) {	/* more steps than descriptors */
+			w->detail = seen;
+			return -RING_E_LOOP;
+		}
+		shm_load_desc(d, vq->desc + (size_t)VQ_DESC_BYTES * g_next);
+	}
+}
+
+/* The chain at @head, whose descriptor was copied to @d. */
+VQ_INLINE int split_take(struct vq_walk *w, uint16_t head, uint64_t d[2])
+{
+	struct ring_vq *vq = w->vq;
+	struct ring_chain *chain = &vq->slots[head];
+	int rc;
+
+	if (vq_unlikely(chain->state != VQ_CHAIN_FREE)) {
+		w->detail = head;
+		return -RING_E_DUP;
+	}
+	walk_begin(w, chain);
+	rc = split_walk(w, d);
+	if (vq_unlikely(rc)) {
+		walk_undo(w);
+		return rc;
+	}
+	walk_end(w);
+	chain->id = head;
+	chain->nr_desc = 1;
+	return 0;
+}
+
+VQ_INLINE int split_pop_ring(struct ring_vq *vq, struct ring_chain **chains, int max, const bool slow)
+{
+	struct vq_walk w;
+	uint64_t d[SPLIT_RUN][2];
+	uint16_t g_head[SPLIT_RUN];
+	uint16_t last = vq->last_avail;
+	/* Pairs with the driver's release of avail->idx: heads and descriptors are there. */
+	uint16_t g_new = (uint16_t)(shm_load16_acquire(vq->avail + VQ_AVAIL_IDX) - last);
+	uint32_t n, run, i, got = 0;
+	int rc = 0;
+
+	if (!g_new)
+		return 0;
+	if (vq_unlikely(g_new > vq->size))
+		return vq_pop_stopped(vq, 0, -RING_E_AVAIL, g_new);
+	n = g_new < (uint32_t)max ? g_new : (uint32_t)max;
+	walk_init(&w, vq);
+	for (; got < n; got += run) {
+		run = n - got < SPLIT_RUN ? n - got : SPLIT_RUN;
+		for (i = 0; i < run; i++) {
+			uint32_t at = (last + i) & vq->mask;
+
+			g_head[i] = shm_load16(vq->avail + VQ_AVAIL_RING + 2 * at);
+			if (vq_likely(g_head[i] < vq->size)) {
+				__builtin_prefetch(vq->desc + (size_t)VQ_DESC_BYTES * g_head[i]);
+				__builtin_prefetch(&vq->slots[g_head[i]], 1);
+			}
+		}
+		for (i = 0; i < run; i++) {
+			if (vq_unlikely(g_head[i] >= vq->size))	/* refused below */
+				continue;
+			shm_load_desc(d[i], vq->desc + (size_t)VQ_DESC_BYTES * g_head[i]);
+			walk_prefetch(&w, d[i][0]);	/* indirect table, or the request's header */
+		}
+		for (i = 0; i < run; i++) {
+			uint16_t head = g_head[i];
+
+			if (vq_unlikely(head >= vq->size)) {	/* VIRTIO 1.3, 2.7.6 */
+				w.detail = head;
+				rc = -RING_E_HEAD;
+			} else {
+				rc = split_take(&w, head, d[i]);
+			}
+			if (vq_unlikely(rc)) {
+				got += i;
+				goto out;
+			}
+			last++;	/* wraps on purpose */
+			chains[got + i] = &vq->slots[head];
+			if (slow && vq->inflight.region != NULL)
+				inflight_popped(vq, chains[got + i]);
+			vq_taken(vq, chains[got + i]);
+		}
+	}
+out:
+	walk_fini(&w);
+	vq->last_avail = last;
+	return vq_likely(!rc) ? (int)got : vq_pop_stopped(vq, (int)got, rc, w.detail);
+}
+
+/* Chains that were in flight when an earlier run ended; last_avail stands behind them already. */
+static int split_pop_resubmit(struct ring_vq *vq, struct ring_chain **chains, int max)
+{
+	struct vq_inflight *inf = &vq->inflight;
+	struct vq_walk w;
+	uint64_t d[2];
+	int got, rc = 0;
+
+	walk_init(&w, vq);
+	for (got = 0; got < max && vq->popped < inf->nr_resubmit; got++) {
+		uint16_t head = inf->resubmit[vq->popped].entry;	/* < size, see inflight_start() */
+
+		shm_load_desc(d, vq->desc + (size_t)VQ_DESC_BYTES * head);
+		rc = split_take(&w, head, d);
+		if (rc)
+			break;
+		chains[got] = &vq->slots[head];
+		vq_taken(vq, chains[got]);
+	}
+	walk_fini(&w);
+	if (vq->popped >= inf->nr_resubmit)
+		vq->slow &= ~(uint32_t)VQ_SLOW_RESUBMIT;
+	vq_stat_add(&vq->stats.resubmitted, (uint64_t)got);
+	return rc ? vq_pop_stopped(vq, got, rc, w.detail) : got;
+}
+
+static __attribute__((noinline)) int split_pop_slow(struct ring_vq *vq, struct ring_chain **chains, int max)
+{
+	if (vq->slow & VQ_SLOW_RESUBMIT) {
+		int got = split_pop_resubmit(vq, chains, max);
+
+		if (got || vq->slow & VQ_SLOW_RESUBMIT)
+			return got;
+	}
+	return split_pop_ring(vq, chains, max, true);
+}
+
+int split_pop(struct ring_vq *vq, struct ring_chain **chains, int max)
+{
+	if (vq_unlikely(vq->slow & VQ_SLOW_POP))
+		return split_pop_slow(vq, chains, max);
+	return split_pop_ring(vq, chains, max, false);
+}
+
+static void split_log_batch(struct ring_vq *vq, uint16_t from, uint16_t count)
+{
+	uint32_t at = from & vq->mask;
+	uint32_t nr = count < vq->size ? count : vq->size;
+	uint32_t first = nr < vq->size - at ? nr : vq->size - at;
+
+	vq_log_used(vq, VQ_USED_RING + 8 * (uint64_t)at, 8 * (uint64_t)first);
+	if (nr > first)
+		vq_log_used(vq, VQ_USED_RING, 8 * (uint64_t)(nr - first));
+	vq_log_used(vq, VQ_USED_IDX, 2);
+}
+
+/* VIRTIO 1.3, 2.7.7: does the driver want to hear of used entries @from … @to - 1? */
+static bool split_wanted(struct ring_vq *vq, uint16_t from, uint16_t to)
+{
+	uint16_t g_event;
+
+	/*
+	 * The new used->idx must be seen before the suppression word is read. Pairs with the driver's barrier between
+	 * writing that word and looking at used->idx again.
+	 */
+	shm_mb();
+	if (!vq->event_idx)
+		return !(shm_load16(vq->avail + VQ_AVAIL_FLAGS) & VQ_AVAIL_NO_INTERRUPT);
+	g_event = shm_load16(vq->avail + VQ_AVAIL_RING + 2 * (size_t)vq->size);
+	if (vq_unlikely(!vq->signal_valid)) {
+		vq->signal_valid = true;
+		return true;
+	}
+	return (uint16_t)(to - g_event - 1) < (uint16_t)(to - from);	/* vring_need_event() */
+}
+
+int split_flush(struct ring_vq *vq)
+{
+	uint16_t from = vq->used_idx, to, count;
+
+	if (vq_unlikely(vq->slow & VQ_SLOW_INFLIGHT))
+		inflight_before_publish(vq);
+	to = vq->staged;
+	count = (uint16_t)(to - from);
+	/* Pairs with the driver's acquire of used->idx: entries and buffers are there. */
+	shm_store16_release(vq->used + VQ_USED_IDX, to);
+	/* After the store: a page marked, fetched and only then written would be lost to the migration. */
+	if (vq_unlikely(vq->slow & VQ_SLOW_LOG_USED))
+		split_log_batch(vq, from, count);
+	vq->used_idx = to;
+	vq_stat_add(&vq->stats.pushed, count);
+	if (vq_unlikely(vq->slow & VQ_SLOW_INFLIGHT))
+		inflight_after_publish(vq);
+	if (vq->call_fd < 0) {	/* nobody to tell, so no word to read and no barrier */
+		vq->signal_valid = false;
+		return 0;
+	}
+	return vq_notify(vq, split_wanted(vq, from, to));
+}
+
+/* With EVENT_IDX nothing is written: the driver kicks only when it passes avail_event, which stays behind. */
+void split_kicks_off(struct ring_vq *vq)
+{
+	if (vq->event_idx)
+		return;
+	shm_store16(vq->used + VQ_USED_FLAGS, VQ_USED_NO_NOTIFY);
+	if (vq->slow & VQ_SLOW_LOG_USED)
+		vq_log_used(vq, VQ_USED_FLAGS, 2);
+}
+
+int split_kicks_on(struct ring_vq *vq)
+{
+	uint64_t at = VQ_USED_RING + 8 * (uint64_t)vq->size;
+
+	if (vq->event_idx) {
+		shm_store16(vq->used + at, vq->last_avail);	/* avail_event */
+		if (vq->slow & VQ_SLOW_LOG_USED)
+			vq_log_used(vq, at, 2);
+	} else {
+		shm_store16(vq->used + VQ_USED_FLAGS, 0);
+		if (vq->slow & VQ_SLOW_LOG_USED)
+			vq_log_used(vq, VQ_USED_FLAGS, 2);
+	}
+	/*
+	 * The wish must be seen before avail->idx is read again. Pairs with the driver's barrier between its publish and
+	 * its reading of avail_event or flags.
+	 */
+	shm_mb();
+	return vq->slow & VQ_SLOW_RESUBMIT || split_ready(vq);
+}
+
+int split_ready(const struct ring_vq *vq)
+{
+	return shm_load16(vq->avail + VQ_AVAIL_IDX) != vq->last_avail;
+}
