@@ -59,7 +59,7 @@ def headers(*folders: str) -> list[str]:
 #: what every device extension compiles in: the ring's hot path, free of globals
 RING_HOT = sources("ring/csrc", "split.c", "packed.c", "chain.c", "translate.c", "log.c", "inflight.c")
 #: what only ``ring._ring`` holds: set-up, the driver side, the worker, the SIGBUS guard (process-wide, hence once)
-RING_CONTROL = sources("ring/csrc", "vq.c", "mem.c", "sigbus.c", "iotlb.c", "driver.c", "worker.c", "uring.c", "uffd.c")
+RING_CONTROL = sources("ring/csrc", "vq.c", "mem.c", "sigbus.c", "iotlb.c", "driver.c", "worker.c", "worker_loop.c", "uring.c", "uffd.c")
 RING_CDEF = [
     "ring/csrc/mem.h", "ring/csrc/ring.h", "ring/csrc/worker.h", "ring/csrc/driver.h", "ring/csrc/uffd.h",
 ]
@@ -90,10 +90,10 @@ ring = extension("ring._ring", RING_CDEF, RING_HOT + RING_CONTROL, libraries=["u
 def modules() -> list[str]:
     """The ``cffi_modules`` of this machine: optional ones only where their library is found."""
     found = ["ffi_build.py:ring"]
+    if (ROOT / "devices/blk/csrc/load.h").exists():
+        found.append("ffi_build.py:blk_load")
     if (ROOT / "devices/blk/csrc/blk.h").exists():
         found.append("ffi_build.py:blk")
-        if (ROOT / "devices/blk/csrc/load.h").exists():
-            found.append("ffi_build.py:blk_load")
         if (ROOT / "devices/blk/csrc/nbd.h").exists():
             if pkg_config("libnbd", "--exists") is not None:
                 found.append("ffi_build.py:nbd")
@@ -102,27 +102,37 @@ def modules() -> list[str]:
     return found
 
 
-def __getattr__(name: str) -> FFI:
-    """Device extensions are made on demand, so that one missing library does not spoil the others."""
-    if name == "blk":
-        return extension(
-            "devices.blk._blk",
-            ["devices/blk/csrc/blk.h"],
-            sources("devices/blk/csrc", "blk.c", "request.c", "store_file.c", "store_mem.c", "throttle.c") + RING_HOT,
-            libraries=["uring"],
-            include=ring,
-        )
-    if name == "blk_load":
-        return extension(
-            "devices.blk._load", ["devices/blk/csrc/load.h"], sources("devices/blk/csrc", "load.c"), libraries=[],
-            include=ring,
-        )
-    if name == "nbd":
-        return extension(
-            "devices.blk._nbd",
-            ["devices/blk/csrc/nbd.h"],
-            sources("devices/blk/csrc", "nbd.c"),
-            libraries=["nbd"],
-            include=__getattr__("blk"),
-        )
-    raise AttributeError(name)
+# Device extensions are functions (cffi calls them): made on demand, one missing library does not spoil the others.
+
+
+def blk() -> FFI:
+    """The virtio-blk data path."""
+    return extension(
+        "devices.blk._blk",
+        ["devices/blk/csrc/blk.h"],
+        sources("devices/blk/csrc", "blk.c", "request.c", "store_file.c", "store_mem.c", "throttle.c") + RING_HOT,
+        libraries=["uring"],
+        include=ring,
+    )
+
+
+def blk_load() -> FFI:
+    """The load generator."""
+    return extension(
+        "devices.blk._load",
+        ["devices/blk/csrc/load.h"],
+        sources("devices/blk/csrc", "load.c") + sources("ring/csrc", "driver.c"),
+        libraries=[],
+        include=ring,
+    )
+
+
+def nbd() -> FFI:
+    """The NBD store; needs libnbd."""
+    return extension(
+        "devices.blk._nbd",
+        ["devices/blk/csrc/nbd.h"],
+        sources("devices/blk/csrc", "nbd.c"),
+        libraries=["nbd"],
+        include=blk(),
+    )

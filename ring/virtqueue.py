@@ -297,7 +297,7 @@ class Virtqueue:
         self._sleeping = False  # ... for the kick fd
         self._attentive = False  # somebody waits: for the queue, or for it to drain
         self._scheduled = False  # a flush is to come by itself
-        self._promised = False  # wait() said that there is something; nothing was popped since
+        self._missed = False  # the last pop lacked an IOTLB entry
         self._kick_fd: int | None = None
         self._resumed: trio.Event | None = None
         self._drained: trio.Event | None = None
@@ -496,10 +496,10 @@ class Virtqueue:
             return []
         n = _pop(self._ptr, self._array, limit if limit < _BATCH_MAX else _BATCH_MAX)
         if n <= 0:
-            return []  # a miss is retried after the update; a broken ring is told by state, err_fd and news_fd
+            self._missed = n == -lib.RING_MISS  # a broken ring is told by state, err_fd and news_fd
+            return []
         chains = [Chain(self, ptr, auto) for ptr in _unpack(self._array, n)]
         self._live.update(dict.fromkeys(chains))
-        self._promised = False
         return chains
 
     def unpop(self, count: int) -> None:
@@ -576,25 +576,25 @@ class Virtqueue:
             self._attentive = self._drained is not None
 
     async def _wait(self) -> bool:
-        if self._promised:
-            # the ring says there is something, the pop says no: an IOTLB entry or room for long chains is awaited
-            await trio.sleep(_POLL_SECONDS)
         while self._running:
             if self._resumed is not None:
                 await self._resumed.wait()
                 continue
+            if self._missed:
+                self._missed = False
+                await trio.sleep(_POLL_SECONDS)  # the front-end is being asked; try again
+                return True
             if lib.ring_vq_kicks_on(self._ptr):
                 await trio.lowlevel.checkpoint()
-                return self._promise()
+                return self._work()
             if lib.ring_vq_state(self._ptr) != QueueState.RUNNING:
                 break
             if await self._sleep() and self.ready and not self.paused:
-                return self._promise()
+                return self._work()
         await trio.lowlevel.checkpoint()
         return False
 
-    def _promise(self) -> bool:
-        self._promised = True
+    def _work(self) -> bool:
         if self._running:
             lib.ring_vq_kicks_off(self._ptr)
         return True
@@ -641,6 +641,8 @@ class Virtqueue:
         """A chain was completed and somebody may need to know soon."""
         if self._waiting:
             self.flush()  # whoever waits has flushed before
+            if self._sleeping and self.ready:
+                self._wake()  # there was no room for its long chain
         elif not self._scheduled and self._token is not None:
             self._scheduled = True
             self._token.run_sync_soon(self._flush_scheduled)
