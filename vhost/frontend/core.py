@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -107,6 +108,12 @@ class Frontend:
         self._shared: list[Region] = []
         self._wanted = ~0
         self._nursery: trio.Nursery | None = None
+
+    @property
+    def backend_pid(self) -> int:
+        """Process id of whoever made the socket's other end."""
+        option = self.link.socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+        return int.from_bytes(option[:4], sys.byteorder)
 
     # Connecting
 
@@ -299,6 +306,8 @@ class Frontend:
         features: int = DEVICE_FEATURES,
         native: bool = True,
         notify: bool = True,
+        serve: bool = True,
+        indirect_max: int = 0,
     ) -> None:
         """Negotiate features, share the memory, make and start `queues` queues of `size` entries.
 
@@ -307,6 +316,8 @@ class Frontend:
             features: device-specific bits to take if offered.
             native: rings in C; False: the plain Python ones, for crafting descriptors by hand.
             notify: give the back-end call eventfds.
+            serve: wait on them; False for a caller who drives the rings himself, without `Queue.request`.
+            indirect_max: descriptors of one indirect table of a C ring; 0: 16.
 
         Raises:
             VhostError: `packed` is not offered, or the back-end refused something.
@@ -323,22 +334,33 @@ class Frontend:
         await self.negotiate(wanted)
         await self.share_memory()
         for index in range(queues):
-            self.make_queue(index, size, native=native, notify=notify)
+            self.make_queue(index, size, native=native, notify=notify, serve=serve, indirect_max=indirect_max)
         await self.start_queues()
 
     def make_queue(
-        self, index: int, size: int, *, native: bool = True, notify: bool = True, base: int | None = None
+        self,
+        index: int,
+        size: int,
+        *,
+        native: bool = True,
+        notify: bool = True,
+        serve: bool = True,
+        base: int | None = None,
+        indirect_max: int = 0,
     ) -> Queue:
-        """A queue with a ring in our memory; the back-end is not told before `start_queues`."""
+        """A queue with a ring in our memory; the back-end is not told before `start_queues`. Arguments as `start`."""
         if index in self.queues:
             self.queues.pop(index).close()
-        make = NativeRing if native else make_ring
-        ring_: DriverRing = make(self.memory, size, self.features, base=base)
+        ring_: DriverRing
+        if native:
+            ring_ = NativeRing(self.memory, size, self.features, base=base, indirect_max=indirect_max)
+        else:
+            ring_ = make_ring(self.memory, size, self.features, base)
         queue = Queue(self.memory, index, ring_, notify=notify)
         self.queues[index] = queue
-        if notify:
+        if serve:
             self._spawn(queue.serve_calls)
-        self._spawn(queue.serve_errors)
+            self._spawn(queue.serve_errors)
         return queue
 
     async def start_queues(self, bases: dict[int, int] | None = None) -> None:

@@ -1,0 +1,78 @@
+# Written by tools/gen_stub.py from the built module; do not edit.
+
+from typing import Any, Final
+
+from _cffi_backend import FFI
+
+CData = FFI.CData
+
+class _FFI(FFI):
+    # what is made here is a struct, an array or a number: its fields are known to C only
+    def new(self, cdecl: Any, init: Any = ...) -> Any: ...
+    def cast(self, cdecl: Any, value: Any) -> Any: ...
+    def from_buffer(self, *args: Any, **kwargs: Any) -> Any: ...
+    def string(self, cdata: CData, maxlen: int = ...) -> Any: ...
+    def unpack(self, cdata: CData, length: int) -> Any: ...
+    def addressof(self, *args: Any) -> Any: ...
+    def gc(self, cdata: CData, destructor: Any, size: int = ...) -> Any: ...
+
+class _Lib:
+    LOAD_DEPTH: Final[int]
+    LOAD_DRAIN: Final[int]
+    LOAD_E_DATA: Final[int]
+    LOAD_E_LENGTH: Final[int]
+    LOAD_E_RING: Final[int]
+    LOAD_E_STATUS: Final[int]
+    LOAD_HIST: Final[int]
+    LOAD_HIST_SUB: Final[int]
+    LOAD_ONCE: Final[int]
+    LOAD_QUEUES: Final[int]
+    LOAD_RUN: Final[int]
+    LOAD_SLOT_BYTES: Final[int]
+    RING_E_ADDR: Final[int]
+    RING_E_AVAIL: Final[int]
+    RING_E_DEVICE: Final[int]
+    RING_E_DUP: Final[int]
+    RING_E_FAULT: Final[int]
+    RING_E_HEAD: Final[int]
+    RING_E_ID: Final[int]
+    RING_E_INDIRECT: Final[int]
+    RING_E_INFLIGHT: Final[int]
+    RING_E_IOVECS: Final[int]
+    RING_E_LEN: Final[int]
+    RING_E_LOG: Final[int]
+    RING_E_LOOP: Final[int]
+    RING_E_NEXT: Final[int]
+    RING_E_NOREGION: Final[int]
+    RING_E_ORDER: Final[int]
+    RING_E_OVERLAP: Final[int]
+    RING_E_PERM: Final[int]
+    RING_E_RANGE: Final[int]
+    RING_E_RING: Final[int]
+    RING_E_SHORT: Final[int]
+    RING_E_SIZE: Final[int]
+    RING_E_SLOTS: Final[int]
+    RING_E_STATE: Final[int]
+    RING_MISS: Final[int]
+
+    def load_add_queue(self, _0: CData, _1: CData, _2: int, _3: int, _4: CData, _5: int, _6: CData, _7: int, /) -> int:
+        """int(*)(struct load *, struct ring_drv *, int, int, void *, uint64_t, void *, uint64_t)"""
+    def load_free(self, _0: CData, /) -> None:
+        """void(*)(struct load *)"""
+    def load_hist_value(self, _0: int, /) -> int:
+        """uint64_t(*)(uint32_t)"""
+    def load_in_flight(self, _0: CData, /) -> int:
+        """uint64_t(*)(struct load *)"""
+    def load_new(self, _0: CData, /) -> CData:
+        """struct load *(*)(struct load_config *)"""
+    def load_run(self, _0: CData, _1: int, _2: int, /) -> int:
+        """int(*)(struct load *, uint64_t, int)"""
+    def load_set_mode(self, _0: CData, _1: int, _2: int, _3: int, /) -> None:
+        """void(*)(struct load *, uint32_t, uint32_t, uint32_t)"""
+    def load_stats(self, _0: CData, /) -> CData:
+        """struct load_stats *(*)(struct load *)"""
+    def load_stop(self, _0: CData, /) -> None:
+        """void(*)(struct load *)"""
+
+ffi: _FFI
+lib: _Lib
