@@ -187,7 +187,7 @@ class BackendChannel:
             raise ConnectionClosed(f"{request.name}: the front-end closed the back-end channel")
         if request not in _ALWAYS_ANSWERED and answer.payload != 0:
             answer.close()
-            raise DeviceError(f"{request.name}: the front-end refused it ({answer.payload})")
+            raise DeviceError(f"{request.name}: the front-end refused it ({answer.payload!r})")
         return answer
 
     async def _writer(self, scope: trio.CancelScope) -> None:
@@ -203,7 +203,7 @@ class BackendChannel:
                     self._waiting.append(entry)
                 await self._channel.send(entry.message)
                 self.sent += 1
-        except OSError as error:
+        except (OSError, trio.ClosedResourceError) as error:
             log.debug("back-end channel: %s", error)
             scope.cancel()
 
@@ -220,5 +220,5 @@ class BackendChannel:
                     entry.answered(answer)
         except ProtocolError as error:
             log.warning("back-end channel closed: %s", error)
-        except OSError as error:
+        except (OSError, trio.ClosedResourceError) as error:
             log.debug("back-end channel: %s", error)

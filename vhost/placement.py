@@ -116,6 +116,12 @@ class WorkerPool:
         cpu = options.cpus[number % len(options.cpus)] if options.cpus else None
         return Worker(poll_us=options.poll_us, cpu=cpu, uring_entries=options.uring_entries)
 
+    def close(self) -> None:
+        """Free the workers; their nursery has ended. One that a hung store still owes something stays."""
+        for worker in self.workers:
+            if not worker.running and not worker.sources:
+                worker.close()
+
     def release(self, worker: Worker) -> None:
         """The queue has been removed from `worker`."""
         self._load[self._workers.index(worker)] -= 1

@@ -1,0 +1,43 @@
+"""Tasks that outlast the cancellation of those who started them, because they are needed to end in good order."""
+
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+
+import trio
+
+__all__ = ["bare_errors", "sheltered_nursery"]
+
+
+@asynccontextmanager
+async def sheltered_nursery() -> AsyncIterator[trio.Nursery]:
+    """A nursery whose tasks are cancelled only when the `async with` block is left, not when it is cancelled.
+
+    So a block that is cancelled can still drain what its tasks do. A task that fails cancels the block, as usual.
+    """
+    async with trio.open_nursery() as outer:
+
+        async def shelter(*, task_status: trio.TaskStatus[trio.Nursery]) -> None:
+            with trio.CancelScope(shield=True):
+                async with trio.open_nursery() as nursery:
+                    task_status.started(nursery)
+                    await trio.sleep_forever()
+
+        inner: trio.Nursery = await outer.start(shelter)
+        try:
+            yield inner
+        finally:
+            inner.cancel_scope.cancel()
+
+
+@contextmanager
+def bare_errors() -> Iterator[None]:
+    """Let an exception that is alone in its group out of it: a caller who made no nursery expects none."""
+    try:
+        yield
+    except BaseExceptionGroup as group:
+        error: BaseException = group
+        while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+            error = error.exceptions[0]
+        if error is group:
+            raise
+        raise error from error.__cause__

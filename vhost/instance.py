@@ -1,0 +1,584 @@
+"""A device at work for one guest: its memory, its rings, and what the front-end's messages make of them.
+
+`Instance.perform` does what a session asks (actions.py). There is no socket here: an embedding VMM drives an instance
+by the same actions (embed.py).
+
+Theory of operation. Everything runs on the trio thread, but C queues, which belong to their workers: to change them, or
+memory they use, the workers are parked. `perform` may wait as long as a request in flight takes, hence one task per
+connection calls it, and nothing else waits for that task. News of the rings (broken, IOTLB entry missing, drained) come
+by one eventfd, which a task of the instance reads.
+
+Resource handling: an instance owns what it took from actions. `close` stops the rings, lets requests in flight end,
+then unmaps guest memory; never the other way round.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any, Final
+
+import trio
+
+import ring
+from vhost import actions
+from vhost._log import Fields, RateLimit
+from vhost._shelter import sheltered_nursery
+from vhost.constants import BackendRequest, IotlbType, ProtocolFeature
+from vhost.errors import DeviceError
+from vhost.fds import OwnedFd
+from vhost.inflight import InflightRegion, create
+from vhost.iommu import U64, IovaMap
+from vhost.messages import Iotlb, MemRegion, Message, Payload, VringState
+from vhost.migration import LOG_KICK_SECONDS, LogKicker, StateTransfer
+from vhost.postcopy import Postcopy
+from vhost.queues import Queue, RunState, parked
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable
+
+    from vhost.device import Device, Source
+    from vhost.placement import WorkerPool
+
+__all__ = ["Instance", "Post", "open_instance"]
+
+_Answered = Callable[[Message | None], None]
+Post = Callable[[BackendRequest, Payload, object, _Answered | None], None]
+"""Says something to the front-end without waiting: request, payload, key (see BackendChannel.post), answer to."""
+
+MISS_RETRY_SECONDS: Final = 0.1
+"""After the front-end had no translation for us: when to ask again. Kernel vhost never does; guests map late at times."""
+
+STILL_WAITING_SECONDS: Final = 10.0
+"""How often a store that does not finish is complained about."""
+
+_abandoned: list[Any] = []
+"""Memory that requests of a hung store may still write to, when the grace time was over: never unmapped."""
+
+
+class Instance:
+    """One guest's use of a device. Made by `open_instance`."""
+
+    def __init__(self, device: Device, pool: WorkerPool, nursery: trio.Nursery, log: Fields, limit: RateLimit) -> None:
+        self.device = device
+        self.pool = pool
+        self.nursery = nursery
+        self.log = log
+        self.memory = ring.GuestMemory()
+        self.iotlb = ring.Iotlb()
+        self.inflight: InflightRegion | None = None
+        self.features = 0
+        self.protocol = ProtocolFeature(0)
+        self.logging = False
+        self.queues = [Queue(self, index) for index in range(device.num_queues)]
+        self.news = OwnedFd(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
+        self.post: Post = _nobody
+        self.take_channel: Callable[[OwnedFd], Awaitable[None]] = _no_channel
+        self._limit = limit
+        self._news_event = trio.Event()
+        self._iovas = IovaMap()
+        self._postcopy = Postcopy(self.memory)
+        self._transfer = StateTransfer(device, nursery)
+        self._log_kicker: LogKicker | None = None
+        self._stale_inflight: list[InflightRegion] = []
+        self._buried = 0
+        self._unburied = trio.Event()
+        self._retry_due = False
+
+    # What queues ask
+
+    @property
+    def held(self) -> bool:
+        """No queue may take new requests now."""
+        return self.device.quiesced
+
+    @property
+    def inband(self) -> bool:
+        """Kicks and calls are messages."""
+        return ProtocolFeature.INBAND_NOTIFICATIONS in self.protocol
+
+    @property
+    def running(self) -> list[Queue]:
+        """Queues that may touch guest memory."""
+        return [queue for queue in self.queues if queue.running]
+
+    def all_parked(self) -> Any:
+        """All workers with a queue on this guest's memory are parked."""
+        return parked([queue.worker for queue in self.queues if queue.worker is not None])
+
+    async def next_news(self) -> None:
+        """Wait until a ring has something to tell."""
+        await self._news_event.wait()
+
+    def inband_fd(self, index: int, *, err: bool) -> OwnedFd:
+        """A descriptor that becomes a VRING_CALL (or VRING_ERR) message when it is written."""
+        fd = OwnedFd(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
+        self.nursery.start_soon(self._relay, fd, index, BackendRequest.VRING_ERR if err else BackendRequest.VRING_CALL)
+        return fd
+
+    async def _relay(self, fd: OwnedFd, index: int, request: BackendRequest) -> None:
+        with fd.dup() as ours:
+            while not fd.closed:
+                with trio.move_on_after(1):  # to notice that the ring's descriptor was replaced
+                    await trio.lowlevel.wait_readable(ours.fileno())
+                    os.eventfd_read(ours.fileno())
+                    self.post(request, VringState(index, 0), (request, index), None)
+
+    # News
+
+    async def watch_news(self) -> None:
+        """Read the rings' news until cancelled."""
+        while True:
+            await trio.lowlevel.wait_readable(self.news.fileno())
+            try:
+                os.eventfd_read(self.news.fileno())
+            except BlockingIOError:
+                continue
+            event, self._news_event = self._news_event, trio.Event()
+            event.set()
+            for queue in self.queues:
+                self._report(queue)
+            self.ask_for_misses()
+
+    def _report(self, queue: Queue) -> None:
+        error = queue.broken()
+        if error is None or queue.reported:
+            return
+        queue.reported = True
+        code, detail = error
+        if self._limit():
+            skipped = f" ({self._limit.suppressed} such lines before were left out)" if self._limit.suppressed else ""
+            self._limit.suppressed = 0
+            self.log.warning(
+                "the guest broke queue %d: %s (%#x); it is parked until the guest resets the device%s",
+                queue.index,
+                ring.strerror(code),
+                detail,
+                skipped,
+                extra={"queue": queue.index, "code": int(code)},
+            )
+
+    def ask_for_misses(self) -> None:
+        """Pass IOTLB misses on to the front-end."""
+        for miss in self.iotlb.misses():
+            message = Iotlb(miss.iova, 0, 0, int(miss.perm), IotlbType.MISS)
+            self.post(BackendRequest.IOTLB_MSG, message, ("miss", miss.iova, miss.perm), self._miss_answered)
+
+    def _miss_answered(self, answer: Message | None) -> None:
+        if answer is None:
+            return
+        answer.close()
+        if answer.payload == 0 or self._retry_due:
+            return
+        if self._limit():
+            self.log.warning("the guest uses an address its IOMMU does not map; its requests wait")
+        self._retry_due = True
+        self.nursery.start_soon(self._retry_misses)
+
+    async def _retry_misses(self) -> None:
+        await trio.sleep(MISS_RETRY_SECONDS)
+        self._retry_due = False
+        await self.look_again()
+
+    async def look_again(self) -> None:
+        """Rings and requests that wait for IOTLB entries try again."""
+        for queue in self.queues:
+            try:
+                await queue.try_start()
+            except ring.RingError as error:
+                self.log.warning("queue %d cannot start: %s", queue.index, error)
+            await queue.wake()
+
+    # Actions
+
+    async def perform(self, action: actions.Action) -> object:
+        """Do one action of a session; returns what the action's docstring says.
+
+        Raises:
+            DeviceError, ProtocolError, RingError, OSError, ValueError: it failed; `Step.finish` wants to know.
+        """
+        match action:
+            case actions.SetFeatures(features=features):
+                self.features = features
+                self.device.features_acked(features)
+            case actions.SetProtocolFeatures(features=features):
+                self.protocol = ProtocolFeature(features)
+            case actions.SetStatus(status=status):
+                self.device.set_status(status)
+            case actions.ResetDevice():
+                self.device.reset()
+                self._drop_inflight()
+            case actions.GetConfig(offset=offset, size=size):
+                return self.device.config()[offset : offset + size].ljust(size, b"\0")
+            case actions.SetConfig(offset=offset, data=data):
+                self.device.set_config(offset, data)
+            case actions.SetBackendChannel(fd=fd):
+                await self.take_channel(fd)
+                await self.look_again()
+            case actions.SetGpuSocket(fd=fd):
+                self._give_gpu_socket(fd)
+            case actions.SendRarp(mac=mac):
+                self.device.send_rarp(mac)
+            case actions.SetMtu(mtu=mtu):
+                self.device.set_mtu(mtu)
+            case actions.GetSharedObject(uuid=uuid):
+                found = self.device.shared_object(uuid)
+                return None if found is None else OwnedFd(os.dup(found))
+            case actions.SetMemTable(regions=regions, postcopy=postcopy):
+                return await self._set_memory(regions, postcopy)
+            case actions.AddRegion(region=region, postcopy=postcopy):
+                async with self.all_parked():
+                    address = self._add(region, postcopy)
+                    self._memory_changed()
+                return address
+            case actions.RemoveRegion(where=where):
+                await self._remove(where)
+            case actions.SetLog(size=size, offset=offset, fd=fd):
+                async with self.all_parked():
+                    self.memory.set_log(fd.fileno(), size, offset)
+            case actions.SetLogFd(fd=fd):
+                self._set_log_fd(fd)
+            case actions.SetLogging(enabled=enabled):
+                await self._set_logging(enabled)
+            case actions.IotlbUpdate(iova=iova, size=size, uaddr=uaddr, perm=perm):
+                self.iotlb.update(iova, size, uaddr, perm)
+                self._iovas.update(iova, size or U64, uaddr)
+                await self.look_again()
+            case actions.IotlbInvalidate(iova=iova, size=size):
+                await self._invalidate(iova, size)
+            case actions.PostcopyAdvise():
+                return self._postcopy.advise()
+            case actions.PostcopyListen():
+                self._postcopy.listen()
+            case actions.PostcopyRegister():
+                self._postcopy.register()
+            case actions.PostcopyEnd():
+                self._postcopy.end()
+            case actions.SetKick(index=index, fd=kick):
+                await self.queues[index].set_kick(None if kick is None else kick.move())
+            case actions.SetCall(index=index, fd=call):
+                await self.queues[index].set_call(None if call is None else call.move())
+            case actions.SetErr(index=index, fd=err):
+                await self.queues[index].set_err(None if err is None else err.move())
+            case actions.StartQueue(config=config):
+                await self.queues[config.index].start(config)
+                self._release_stale()
+            case actions.StopQueue(index=index, drain=drain):
+                return await self.queues[index].stop(drain=drain)
+            case actions.EnableQueue(index=index):
+                await self._enable(index, True)
+            case actions.DisableQueue(index=index):
+                await self._enable(index, False)
+            case actions.SetQueueLog(index=index, log_addr=log_addr):
+                async with self.all_parked():
+                    self.queues[index].log_addr = log_addr
+                    self.queues[index].apply_logging()
+            case actions.KickQueue(index=index):
+                await self.queues[index].kick()
+            case actions.GetInflight(num_queues=num_queues, queue_size=queue_size, packed=packed):
+                area, size = create(num_queues, queue_size, packed=packed)
+                return actions.InflightArea(area, size)
+            case actions.SetInflight() as given:
+                self._set_inflight(given)
+            case actions.SaveState(fd=fd):
+                self._transfer.save(fd.move())
+            case actions.LoadState(fd=fd):
+                self._transfer.load(fd.move())
+            case actions.CheckState():
+                await self._transfer.check()
+        return None
+
+    def _give_gpu_socket(self, fd: OwnedFd) -> None:
+        number = fd.take()
+        try:
+            self.device.set_gpu_socket(number)
+        except BaseException:
+            os.close(number)
+            raise
+
+    async def _enable(self, index: int, on: bool) -> None:
+        queue = self.queues[index]
+        queue.enabled = on
+        await queue.apply_pause()
+
+    async def apply_hold(self) -> None:
+        """`held` has changed."""
+        for queue in self.queues:
+            await queue.apply_pause()
+
+    async def drain(self) -> None:
+        """Wait until nothing is in flight on any queue. Hold first."""
+        async with trio.open_nursery() as nursery:
+            for queue in self.queues:
+                nursery.start_soon(queue.drained)
+
+    # Memory
+
+    async def _set_memory(self, regions: tuple[actions.Region, ...], postcopy: bool) -> list[int | None]:
+        async with self.all_parked():
+            self.memory.clear()
+            try:
+                return [self._add(region, postcopy) for region in regions]
+            except BaseException:
+                self.memory.clear()
+                raise
+            finally:
+                self._memory_changed()
+
+    def _add(self, region: actions.Region, postcopy: bool) -> int | None:
+        where, fd = region.where, region.fd.fileno()
+        by_gpa = ProtocolFeature.GPA_ADDRESSES in self.protocol
+        self.memory.add_region(
+            fd,
+            gpa=where.gpa,
+            size=where.size,
+            uaddr=where.gpa if by_gpa else where.uaddr,
+            offset=where.mmap_offset,
+            read_only=_is_read_only(fd),
+            postcopy=postcopy,
+        )
+        return self._postcopy.added(where.gpa) if postcopy else None
+
+    async def _remove(self, where: MemRegion) -> None:
+        by_gpa = ProtocolFeature.GPA_ADDRESSES in self.protocol
+        async with self.all_parked():
+            self.memory.remove_region(gpa=where.gpa, size=where.size, uaddr=where.gpa if by_gpa else where.uaddr)
+            self._memory_changed()
+
+    def _memory_changed(self) -> None:
+        for queue in self.running:
+            queue.apply_memory()
+
+    # Dirty log
+
+    async def _set_logging(self, enabled: bool) -> None:
+        async with self.all_parked():
+            self.logging = enabled
+            for queue in self.queues:
+                queue.apply_logging()
+            if not enabled:
+                self.memory.clear_log()
+
+    def _set_log_fd(self, fd: OwnedFd) -> None:
+        if self._log_kicker is None:
+            self.nursery.start_soon(self._kick_log)
+        else:
+            self._log_kicker.close()
+        self._log_kicker = LogKicker(fd.move())
+
+    async def _kick_log(self) -> None:
+        seen = -1
+        while self._log_kicker is not None:
+            await trio.sleep(LOG_KICK_SECONDS)
+            done = sum(queue.vq.stats.pushed for queue in self.queues if queue.vq is not None)
+            if self.logging and done != seen and self._log_kicker is not None:
+                self._log_kicker.kick()
+            seen = done
+
+    # IOMMU
+
+    async def _invalidate(self, iova: int, size: int) -> None:
+        """Forget translations; returns when no access by them is under way."""
+        length = size or U64
+        async with self.all_parked():
+            pieces = self._iovas.find(iova, length)
+            self.iotlb.invalidate(iova, size)
+            self._iovas.invalidate(iova, length)
+            uses_iova = [queue for queue in self.running if _by_iova(queue)]
+            lost = [queue for queue in uses_iova if _touches(queue.ring_ranges(), iova, length)]
+            used = [queue for queue in uses_iova if queue not in lost and self._overlaps(queue, pieces)]
+        async with trio.open_nursery() as nursery:
+            for queue in lost:
+                nursery.start_soon(queue.suspend)
+            for queue in used:
+                nursery.start_soon(self._wait_for_pieces, queue, pieces)
+        if lost:
+            await self.look_again()
+
+    def _overlaps(self, queue: Queue, pieces: list[Any]) -> bool:
+        if queue.vq is None or not queue.in_flight:
+            return False
+        for piece in pieces:
+            try:
+                found = self.memory.translate(piece.uaddr, piece.size, ring.AddressKind.UADDR)
+            except ring.RingError:
+                continue  # never mapped by us, so nothing reaches it
+            if any(queue.vq.overlaps(address, size) for address, size in found):
+                return True
+        return False
+
+    async def _wait_for_pieces(self, queue: Queue, pieces: list[Any]) -> None:
+        """Until no request of `queue` uses `pieces`; what uses none of them goes on."""
+        delay = 0.0005
+        while True:
+            await trio.sleep(delay)
+            async with self.all_parked():
+                if not self._overlaps(queue, pieces):
+                    return
+            delay = min(delay * 2, 0.02)
+
+    # Inflight region
+
+    def _set_inflight(self, given: actions.SetInflight) -> None:
+        if given.num_queues > len(self.queues):
+            raise DeviceError(f"an inflight region for {given.num_queues} rings, this device has {len(self.queues)}")
+        region = InflightRegion(
+            given.fd.fileno(),
+            size=given.size,
+            offset=given.offset,
+            num_queues=given.num_queues,
+            queue_size=given.queue_size,
+            packed=given.packed,
+        )
+        self._drop_inflight()
+        self.inflight = region
+
+    def _drop_inflight(self) -> None:
+        """Rings that run keep the region they were started with."""
+        if self.inflight is not None:
+            self._stale_inflight.append(self.inflight)
+            self.inflight = None
+        self._release_stale()
+
+    def _release_stale(self) -> None:
+        if not self.running and not self._buried:
+            for region in self._stale_inflight:
+                region.close()
+            self._stale_inflight.clear()
+
+    # The end
+
+    async def bury(self, vq: ring.Virtqueue, source: Source | None, worker: ring.Worker | None) -> None:
+        """Free a queue that was abandoned with requests in flight, when they have ended."""
+        if not self._buried:
+            self._unburied = trio.Event()
+        self._buried += 1
+        try:
+            if source is not None and worker is not None:
+                while vq.in_flight:
+                    with trio.move_on_after(0.02):
+                        await self.next_news()
+                async with parked([worker]):
+                    worker.remove(source.ptr)
+                    vq.stop()
+                source.close()
+                self.pool.release(worker)
+            else:
+                await vq.drain()
+            vq.close()
+        finally:
+            self._buried -= 1
+            if not self._buried:
+                self._unburied.set()
+
+    async def close(self, stopping: trio.Event, grace: float) -> None:
+        """Stop all rings, let requests in flight end, unmap memory.
+
+        Args:
+            stopping: set when the program is to end: from then on no longer than `grace` seconds are waited.
+        """
+        if self._transfer is not None:
+            self._postcopy.end()
+        finished = False
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._limit_wait, stopping, grace, nursery.cancel_scope)
+            async with trio.open_nursery() as stops:
+                for queue in self.queues:
+                    stops.start_soon(self._stop_quietly, queue)
+            while self._buried:
+                await self._unburied.wait()
+            finished = True
+            nursery.cancel_scope.cancel()
+        for queue in self.queues:
+            queue.close()
+        if self._log_kicker is not None:
+            kicker, self._log_kicker = self._log_kicker, None
+            kicker.close()
+        if finished:
+            self._drop_inflight()
+            self.memory.close()
+        else:
+            left = sum(queue.in_flight for queue in self.queues)
+            self.log.error("gave up waiting: %d requests are in flight that the store does not finish", left)
+            _abandoned.append(self)
+        self.news.close()
+
+    async def _stop_quietly(self, queue: Queue) -> None:
+        if queue.vq is None and queue.state is RunState.IDLE:
+            return
+        # Nobody listens any more; a notification would reach whoever inherits the descriptors.
+        await queue.set_err(None)
+        await queue.stop()
+
+    async def _limit_wait(self, stopping: trio.Event, grace: float, scope: trio.CancelScope) -> None:
+        with trio.CancelScope() as waiting:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._complain)
+                await stopping.wait()
+                waiting.cancel()
+        await trio.sleep(grace)
+        scope.cancel()
+
+    async def _complain(self) -> None:
+        while True:
+            await trio.sleep(STILL_WAITING_SECONDS)
+            left = sum(queue.in_flight for queue in self.queues)
+            self.log.warning("the front-end is gone; still waiting for the store to finish %d requests", left)
+
+
+@asynccontextmanager
+async def open_instance(
+    device: Device,
+    pool: WorkerPool,
+    *,
+    log: Fields | None = None,
+    limit: RateLimit | None = None,
+    stopping: trio.Event | None = None,
+    grace: float = 5.0,
+) -> AsyncIterator[Instance]:
+    """An instance that is closed in good order at the end of the block.
+
+    Args:
+        device: what to run; `pool`: where its queues run.
+        stopping: set when the program is to end soon; `grace`: how long requests may take from then on, seconds.
+
+    Cancellation: requests in flight are waited for, at most `grace` seconds after `stopping`.
+    """
+    async with sheltered_nursery() as nursery:
+        log = log or Fields(logging.getLogger("vhost"), {"device": device.name})
+        instance = Instance(device, pool, nursery, log, limit or RateLimit())
+        nursery.start_soon(instance.watch_news)
+        try:
+            yield instance
+        finally:
+            with trio.CancelScope(shield=True):
+                await instance.close(trio.Event() if stopping is None else stopping, grace)
+
+
+def _nobody(
+    _request: BackendRequest,
+    _payload: Payload = None,
+    _key: object = None,
+    _answered: Callable[[Message | None], None] | None = None,
+) -> None:
+    """There is no back-end channel."""
+
+
+async def _no_channel(_fd: OwnedFd) -> None:
+    raise DeviceError("this front-end has no use for a back-end channel")
+
+
+def _is_read_only(fd: int) -> bool:
+    """The descriptor allows no writing: read-only guest memory (ROM)."""
+    return fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY
+
+
+def _by_iova(queue: Queue) -> bool:
+    return queue.config is not None and queue.config.addr_kind is actions.AddressKind.IOVA
+
+
+def _touches(ranges: list[tuple[int, int]], start: int, size: int) -> bool:
+    return any(address < start + size and start < address + length for address, length in ranges)
