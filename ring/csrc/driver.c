@@ -58,8 +58,8 @@ struct ring_drv {
 	uint16_t used_idx;	/* split: free-running; packed: next slot to look at */
 	bool avail_wrap, used_wrap;
 	uint16_t fresh;		/* split: chains, packed: descriptors added since the last publish */
-	uint16_t batch_slot;	/* packed: first slot of what is not yet published, and the flags it will get */
-	uint16_t batch_flags;
+	uint16_t batch_slot;	/* packed: first slot of what is not yet published, and its length, id and flags */
+	uint64_t batch_val;
 	bool batch_open;
 	uint32_t free;		/* ring descriptors */
 	uint32_t pending;	/* requests */
@@ -198,10 +198,16 @@ uint32_t ring_drv_pending(const struct ring_drv *drv)
 	return drv->pending;
 }
 
+/* The second word of a descriptor; split: flags, next; packed: id, flags. */
+static uint64_t second(uint32_t len, unsigned int hi16_0, unsigned int hi16_1)
+{
+	return len | (uint64_t)hi16_0 << 32 | (uint64_t)hi16_1 << 48;
+}
+
 static void put_desc(SHM uint8_t *at, uint64_t addr, uint32_t len, unsigned int hi16_0, unsigned int hi16_1)
 {
 	shm_store64(at, addr);
-	shm_store64(at + 8, len | (uint64_t)hi16_0 << 32 | (uint64_t)hi16_1 << 48);
+	shm_store64(at + 8, second(len, hi16_0, hi16_1));
 }
 
 /* Fill the table of request @id; returns its guest address. The tables of both layouts differ in the last two words. */
@@ -243,7 +249,7 @@ static uint16_t put_split(struct ring_drv *drv, const struct ring_drv_buf *bufs,
 	return last;
 }
 
-/* One slot of a packed ring; the first of a batch keeps its old flags until publish. */
+/* One slot of a packed ring; the first of a batch keeps its old second word until publish. */
 static void put_packed(struct ring_drv *drv, uint64_t addr, uint32_t len, uint16_t id, unsigned int flags)
 {
 	SHM uint8_t *at = drv->desc + 16ULL * drv->avail_idx;
@@ -253,10 +259,8 @@ static void put_packed(struct ring_drv *drv, uint64_t addr, uint32_t len, uint16
 		put_desc(at, addr, len, id, flags);
 	} else {
 		shm_store64(at, addr);
-		shm_store32(at + 8, len);
-		shm_store16(at + 12, id);
 		drv->batch_slot = drv->avail_idx;
-		drv->batch_flags = (uint16_t)flags;
+		drv->batch_val = second(len, id, flags);
 		drv->batch_open = true;
 	}
 	if (++drv->avail_idx == drv->size) {
@@ -335,7 +339,7 @@ static int publish_packed(struct ring_drv *drv)
 	uint32_t g_event;
 
 	/* pairs with the device's acquire load of the flags */
-	shm_store16_release(drv->desc + 16ULL * drv->batch_slot + 14, drv->batch_flags);
+	shm_store64_release(drv->desc + 16ULL * drv->batch_slot + 8, drv->batch_val);
 	drv->batch_open = false;
 	drv->fresh = 0;
 	/* the flags must be seen before we look whether a kick is wanted; pairs with the device's re-arming */
@@ -450,11 +454,14 @@ static int poll_split(struct ring_drv *drv, struct ring_drv_used *out, int max)
 	return n;
 }
 
-static bool packed_used(const struct ring_drv *drv)
+/* Is the slot looked at next a used one? Pairs with the device's release of its flags, which it writes last. */
+static bool packed_used(const struct ring_drv *drv, uint64_t *g_val)
 {
-	uint16_t g_flags = shm_load16_acquire(drv->desc + 16ULL * drv->used_idx + 14);
-	bool avail = g_flags & F_AVAIL, used = g_flags & F_USED;
+	bool avail, used;
 
+	*g_val = shm_load64_acquire(drv->desc + 16ULL * drv->used_idx + 8);
+	avail = *g_val >> 48 & F_AVAIL;
+	used = *g_val >> 48 & F_USED;
 	return avail == used && used == drv->used_wrap;
 }
 
@@ -466,21 +473,18 @@ static int poll_packed(struct ring_drv *drv, struct ring_drv_used *out, int max)
 		uint32_t at = drv->used_idx;
 
 		if (!drv->run) {
-			const SHM uint8_t *d = drv->desc + 16ULL * at;
-			uint32_t g_len, g_id;
+			uint64_t g_val;
 
 			if (drv->batch_open && at == drv->batch_slot)
 				break;	/* not even published */
-			if (!packed_used(drv))
+			if (!packed_used(drv, &g_val))
 				break;
-			g_len = shm_load32(d + 8);
-			g_id = shm_load16(d + 12);
-			drv->error = check_used(drv, g_id, g_len);
+			drv->error = check_used(drv, g_val >> 32 & 0xffff, (uint32_t)g_val);
 			if (drv->error)
 				return n ? n : drv->error;
 			drv->run = true;
-			drv->run_id = (uint16_t)g_id;
-			drv->run_len = g_len;
+			drv->run_id = (uint16_t)(g_val >> 32);
+			drv->run_len = (uint32_t)g_val;
 		}
 		at += take(drv, &out[n++]);
 		if (at >= drv->size) {
@@ -511,6 +515,8 @@ void ring_drv_calls_off(struct ring_drv *drv)
 
 int ring_drv_calls_on(struct ring_drv *drv)
 {
+	uint64_t g_val;
+
 	if (drv->packed && drv->event_idx)
 		shm_store32(drv->avail, drv->used_idx | (uint32_t)drv->used_wrap << 15 | (uint32_t)EV_DESC << 16);
 	else if (drv->packed)
@@ -524,6 +530,6 @@ int ring_drv_calls_on(struct ring_drv *drv)
 	if (drv->error || drv->run)
 		return 1;
 	if (drv->packed)
-		return drv->pending > 0 && packed_used(drv);
+		return drv->pending > 0 && packed_used(drv, &g_val);
 	return shm_load16_acquire(drv->used + 2) != drv->used_idx;
 }

@@ -50,15 +50,14 @@ static bool mend(uintptr_t addr)
 	for (uint32_t i = 0; i < end; i++) {
 		struct guard *g = &guards[i];
 		uintptr_t base = atomic_load_explicit(&g->base, memory_order_acquire);
-		size_t len = atomic_load_explicit(&g->len, memory_order_relaxed);
-		size_t page = atomic_load_explicit(&g->page, memory_order_relaxed);
-		int prot = atomic_load_explicit(&g->prot, memory_order_relaxed);
-		_Atomic int *flag = atomic_load_explicit(&g->flag, memory_order_relaxed);
+		size_t len = atomic_load_explicit(&g->len, memory_order_acquire);
+		size_t page = atomic_load_explicit(&g->page, memory_order_acquire);
+		int prot = atomic_load_explicit(&g->prot, memory_order_acquire);
+		_Atomic int *flag = atomic_load_explicit(&g->flag, memory_order_acquire);
 		uintptr_t at;
 
 		if (base == 0 || addr - base >= len)
 			continue;
-		atomic_thread_fence(memory_order_acquire);
 		if (atomic_load_explicit(&g->base, memory_order_relaxed) != base)
 			continue;	/* withdrawn meanwhile: then it was not what faulted */
 		atomic_store_explicit(flag, 1, memory_order_release);
@@ -139,10 +138,10 @@ static int guard(void *base, size_t len, size_t page, int prot, _Atomic int *fla
 		rc = -ENOMEM;
 		goto out;
 	}
-	atomic_store_explicit(&guards[i].len, len, memory_order_relaxed);
-	atomic_store_explicit(&guards[i].page, page, memory_order_relaxed);
-	atomic_store_explicit(&guards[i].prot, prot, memory_order_relaxed);
-	atomic_store_explicit(&guards[i].flag, flag, memory_order_relaxed);
+	atomic_store_explicit(&guards[i].len, len, memory_order_release);
+	atomic_store_explicit(&guards[i].page, page, memory_order_release);
+	atomic_store_explicit(&guards[i].prot, prot, memory_order_release);
+	atomic_store_explicit(&guards[i].flag, flag, memory_order_release);
 	atomic_store_explicit(&guards[i].base, (uintptr_t)base, memory_order_release);
 	if (i == end)
 		atomic_store_explicit(&guards_end, end + 1, memory_order_release);

@@ -2,37 +2,14 @@
 /*
  * mem_unit.c - guest memory: every refusal, lookups against a naive scan, IOTLB against a model, dirty log, truncation.
  */
-#include <errno.h>
 #include <fcntl.h>
 #include <signal.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <sys/mman.h>
 #include <sys/uio.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include "ring/csrc/iotlb.h"
-#include "ring/csrc/mem.h"
-
-#define CHECK(cond)                                                                                                    \
-	do {                                                                                                           \
-		if (!(cond)) {                                                                                         \
-			fprintf(stderr, "%s:%d: %s: %s\n", __FILE__, __LINE__, __func__, #cond);                       \
-			exit(1);                                                                                       \
-		}                                                                                                      \
-	} while (0)
-
-#define CHECK_EQ(got, want)                                                                                            \
-	do {                                                                                                           \
-		long long got_ = (long long)(got), want_ = (long long)(want);                                          \
-		if (got_ != want_) {                                                                                   \
-			fprintf(stderr, "%s:%d: %s: %s = %lld, not %lld\n", __FILE__, __LINE__, __func__, #got, got_,  \
-				want_);                                                                                \
-			exit(1);                                                                                       \
-		}                                                                                                      \
-	} while (0)
+#include "tests/c/rig.h"
 
 enum { KIB = 1024, MIB = 1024 * 1024 };
 
@@ -40,10 +17,7 @@ static uint64_t seed = 88172645463325252ULL;
 
 static uint64_t rnd(void)
 {
-	seed ^= seed << 13;
-	seed ^= seed >> 7;
-	seed ^= seed << 17;
-	return seed;
+	return rig_rnd(&seed);
 }
 
 static int memfd(uint64_t size)

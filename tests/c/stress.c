@@ -452,8 +452,8 @@ int main(int argc, char **argv)
 		{ "packed in_order", RIG_VERSION_1 | RIG_PACKED | RIG_INDIRECT | RIG_EVENT_IDX | RIG_IN_ORDER, 31, 0x80008000,
 		  50 },
 	};
-	uint64_t rounds = argc > 1 ? strtoull(argv[1], NULL, 10) : 100000;
-	uint64_t ms = argc > 2 ? strtoull(argv[2], NULL, 10) : 1000;
+	uint64_t rounds = argc > 1 ? strtoull(argv[1], NULL, 10) : 30000;
+	uint64_t ms = argc > 2 ? strtoull(argv[2], NULL, 10) : 300;
 	struct timespec ts;
 
 	clock_gettime(CLOCK_REALTIME, &ts);
