@@ -91,7 +91,8 @@ def offered_protocol_features(device: DeviceDescription, options: Options) -> Pr
     p = ProtocolFeature
     special = p.INBAND_NOTIFICATIONS | p.SHMEM | p.GPA_ADDRESSES
     special |= p.GET_VRING_BASE_INFLIGHT | p.GET_VRING_BASE_SKIP_DRAIN
-    offer = device.protocol_features & ~special & ~(p.XEN_MMAP | p.CROSS_ENDIAN | p.CRYPTO_SESSION)
+    never = p.XEN_MMAP | p.CROSS_ENDIAN | p.CRYPTO_SESSION
+    offer = device.protocol_features & ~(special | never)
     if options.inband_notifications:
         offer |= p.INBAND_NOTIFICATIONS | p.BACKEND_REQ | p.REPLY_ACK
     if options.shmem and device.shmem:
@@ -111,7 +112,7 @@ def offered_features(device: DeviceDescription, options: Options) -> int:
     offer = device.features | options.ring_features | VirtioFeature.LOG_ALL
     if options.iommu and ProtocolFeature.BACKEND_REQ in protocol and ProtocolFeature.REPLY_ACK in protocol:
         offer |= VirtioFeature.ACCESS_PLATFORM
-    return (offer & ~options.without) | VirtioFeature.PROTOCOL_FEATURES
+    return int((offer & ~options.without) | VirtioFeature.PROTOCOL_FEATURES)
 
 
 class Refused(Exception):

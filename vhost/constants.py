@@ -5,7 +5,7 @@ Where QEMU's name differs in more than its prefix, it is given.
 """
 
 from enum import IntEnum, IntFlag
-from typing import Final
+from typing import Final, TypeVar
 
 HEADER_SIZE: Final = 12
 """Bytes of a message header: u32 request, u32 flags, u32 size, native byte order [rst "Message Specification"]."""
@@ -47,6 +47,24 @@ SHMEM_REGIONS: Final = 256
 """Entries in GET_SHMEM_CONFIG's answer; the index is the shared memory id."""
 
 
+_Flag = TypeVar("_Flag", bound=type[IntFlag])
+
+
+def _whole_word(cls: _Flag) -> _Flag:
+    """Make `~` invert all bits of a word and give an int.
+
+    IntFlag's own `x & ~FLAG` drops every bit of x above the highest one with a name, such as a device's feature bits.
+    (EnumType puts its own method into each class, so a base class would not do.)
+    """
+
+    def invert(self: IntFlag) -> int:
+        return ~int(self)
+
+    cls.__invert__ = invert  # type: ignore[assignment,method-assign]
+    return cls
+
+
+@_whole_word
 class HeaderFlag(IntFlag):
     """Bits of the header's flags word [rst "Header"]."""
 
@@ -133,6 +151,7 @@ class BackendRequest(IntEnum):
     SHMEM_UNMAP = 10
 
 
+@_whole_word
 class ProtocolFeature(IntFlag):
     """Bits of GET/SET_PROTOCOL_FEATURES [rst "Protocol features"]."""
 
@@ -168,6 +187,7 @@ class ProtocolFeature(IntFlag):
 NO_PROTOCOL_FEATURES: Final = ProtocolFeature(0)
 
 
+@_whole_word
 class VirtioFeature(IntFlag):
     """Feature bits all device types share [VIRTIO 1.3, 6], and two of vhost-user's own [rst]."""
 
@@ -208,6 +228,7 @@ class DeviceType(IntEnum):
     FS = 26
 
 
+@_whole_word
 class DeviceStatus(IntFlag):
     """Bits of the device status byte [VIRTIO 1.3, 2.1]."""
 
@@ -235,6 +256,7 @@ class IotlbType(IntEnum):
     ACCESS_FAIL = 4
 
 
+@_whole_word
 class IotlbPerm(IntFlag):
     """`perm` of an IOTLB message [linux/vhost_types.h]."""
 
@@ -250,6 +272,7 @@ class StateDirection(IntEnum):
     LOAD = 1
 
 
+@_whole_word
 class ShmemFlag(IntFlag):
     """Flags of SHMEM_MAP."""
 
