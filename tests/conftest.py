@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
 from guestlib import process
 
 
@@ -37,7 +36,9 @@ def _children() -> set[int]:
 
 def _named(pid: int) -> str:
     try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")[:120] or f"[{pid}]"
+        return (
+            Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")[:120] or f"[{pid}]"
+        )
     except OSError:
         return f"[{pid}]"
 
@@ -71,7 +72,9 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Cheap tests first: real guests last, slow ones before them."""
-    items.sort(key=lambda item: (item.get_closest_marker("guest") is not None, item.get_closest_marker("slow") is not None))
+    items.sort(
+        key=lambda item: (item.get_closest_marker("guest") is not None, item.get_closest_marker("slow") is not None)
+    )
 
 
 @pytest.hookimpl(hookwrapper=True)

@@ -1,6 +1,6 @@
 """What guests are made of, built once into the cache: kernel, initramfs, boot disk, a newer QEMU, a usable accelerator.
 
-``python -m guestlib.assets demo|test`` makes them ahead of time, so that a missing network is said before any test runs.
+``python -m guestlib demo|test`` makes them ahead of time, so that a missing network is said before any test runs.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ GUEST = CACHE / "guest"
 
 #: drivers a test may need; those built into a kernel or absent from it are passed over
 DRIVERS = ("virtio_pci", "virtio_blk", "virtio_rng", "ext4", "crc32c_generic")
-#: programs copied from this machine with their libraries; the rest is busybox
-TOOLS = ("mkfs.ext4", "e2fsck", "resize2fs")
+#: programs copied from this machine with their libraries, and the packages they are from; the rest is busybox
+TOOLS = {"mkfs.ext4": "e2fsprogs", "e2fsck": "e2fsprogs", "blkdiscard": "util-linux"}
 #: the applets tests call by name; busybox runs any other as ``busybox NAME``
-APPLETS = (
-    "sh ash cat echo dd sha256sum md5sum cmp cp mv rm mkdir rmdir ls ln mount umount mknod sync sleep seq head tail grep sed awk tr cut "
-    "wc sort uniq od hexdump xxd base64 stty setsid insmod lsmod uname dmesg reboot poweroff halt blkdiscard blockdev fstrim "
-    "stat touch test true false printf date kill killall ps free df du find xargs tee timeout time nproc od truncate lsof "
-    "fdisk losetup swapon mkswap cpio gzip gunzip env expr id which readlink realpath hostname usleep nohup lspci"
-).split()
+APPLETS = """
+sh ash cat echo dd sha256sum md5sum cmp cp mv rm mkdir rmdir ls ln mount umount mknod sync sleep seq head tail grep sed
+awk tr cut wc sort uniq od hexdump xxd base64 stty setsid insmod lsmod uname dmesg reboot poweroff halt blockdev fstrim
+stat touch test true false printf date kill killall ps free df du find xargs tee timeout time nproc truncate lsof fdisk
+losetup swapon mkswap cpio gzip gunzip env expr id which readlink realpath hostname usleep nohup lspci yes
+"""
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def debian_kernel() -> Kernel:
 
 def uml_kernel() -> Kernel:
     """The User-mode Linux of Debian's package."""
-    image = shutil.which("linux.uml") or shutil.which("linux")
+    image = shutil.which("linux.uml")
     folders = sorted(Path("/usr/lib/uml/modules").glob("*"))
     if image is None or not folders:
         raise AssetError("User-mode Linux is not installed; install the Debian package user-mode-linux")
@@ -98,10 +98,10 @@ def _module_files(kernel: Kernel, names: Iterable[str]) -> list[Path]:
     by_name = {Path(file).name.split(".")[0].replace("-", "_"): file for file in needs}
     order: list[str] = []
     for name in names:
-        file = by_name.get(name.replace("-", "_"))
-        if file is None:
+        wanted = by_name.get(name.replace("-", "_"))
+        if wanted is None:
             continue  # built in, or not offered by this kernel
-        for each in [*reversed(needs[file]), file]:
+        for each in [*reversed(needs[wanted]), wanted]:
             if each not in order:
                 order.append(each)
     return [kernel.modules / file for file in order]
@@ -165,7 +165,7 @@ def _libraries(program: str) -> list[str]:
 
 def _need(program: str, package: str) -> str:
     path = shutil.which(program, path=_sbin_env()["PATH"])
-    if path is None:
+    if not path:
         raise AssetError(f"{program} is not installed, the guest needs it; install the Debian package {package}")
     return path
 
@@ -177,7 +177,18 @@ def guestio() -> Path:
     with locked("guestio"):
         if not target.exists():
             GUEST.mkdir(parents=True, exist_ok=True)
-            command = ["gcc", "-std=gnu11", "-O2", "-Wall", "-Wextra", "-static", "-pthread", "-o", f"{target}.new", str(source)]
+            command = [
+                "gcc",
+                "-std=gnu11",
+                "-O2",
+                "-Wall",
+                "-Wextra",
+                "-static",
+                "-pthread",
+                "-o",
+                f"{target}.new",
+                str(source),
+            ]
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             if done.returncode != 0:
                 raise AssetError(f"gcc could not build the guest's test program: {done.stderr.strip()}")
@@ -189,9 +200,9 @@ def initramfs(kernel: Kernel, *, drivers: Iterable[str] = DRIVERS) -> Path:
     """An initramfs for ``kernel`` with busybox, ext4 tools, guestio and ``drivers``; made when any part changed."""
     drivers = tuple(drivers)
     busybox = Path(_need("busybox", "busybox-static"))
-    tools = [Path(_need(tool, "e2fsprogs")) for tool in TOOLS]
+    tools = [Path(_need(tool, package)) for tool, package in TOOLS.items()]
     program = guestio()
-    parts = [repr((kernel.release, drivers, APPLETS)), program.name]
+    parts = [repr((kernel.release, drivers)), program.name]
     parts += [f"{path}:{path.stat().st_mtime_ns}" for path in (busybox, *tools)]
     parts += [(HERE / "init.sh").read_text(), Path(__file__).read_text()]
     key = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
@@ -214,7 +225,7 @@ def _pack(kernel: Kernel, drivers: Iterable[str], busybox: Path, tools: list[Pat
     cpio.device("dev/console", 5, 1)
     cpio.device("dev/null", 1, 3)
     cpio.file("bin/busybox", busybox.read_bytes(), mode=0o755)
-    for applet in dict.fromkeys(APPLETS):
+    for applet in APPLETS.split():
         cpio.link(f"bin/{applet}", "busybox")
     cpio.file("bin/guestio", program.read_bytes(), mode=0o755)
     for tool in tools:
@@ -269,15 +280,26 @@ def backports_qemu() -> Qemu:
 
 def _backports_at(root: Path) -> Qemu:
     libraries = root / "usr/lib/x86_64-linux-gnu"
-    command = (str(root / "usr/bin/qemu-system-x86_64"), "-L", str(root / "usr/share/qemu"), "-L", str(root / "usr/share/seabios"))
-    return Qemu("backports", command, (("LD_LIBRARY_PATH", str(libraries)), ("QEMU_MODULE_DIR", str(libraries / "qemu"))))
+    command = (
+        str(root / "usr/bin/qemu-system-x86_64"),
+        "-L",
+        str(root / "usr/share/qemu"),
+        "-L",
+        str(root / "usr/share/seabios"),
+    )
+    return Qemu(
+        "backports", command, (("LD_LIBRARY_PATH", str(libraries)), ("QEMU_MODULE_DIR", str(libraries / "qemu")))
+    )
 
 
 def _try_qemu(qemu: Qemu) -> None:
     # not `-device help`: that loads every module, those of the installed QEMU too
     done = subprocess.run(
         [*qemu.command, "-device", "vhost-user-blk-pci,help"],
-        env={**os.environ, **dict(qemu.env)}, capture_output=True, text=True, check=False,
+        env={**os.environ, **dict(qemu.env)},
+        capture_output=True,
+        text=True,
+        check=False,
     )
     if "num-queues" not in done.stdout:
         raise AssetError(f"it does not run here: {(done.stderr or done.stdout).strip()[:200]}")
@@ -286,7 +308,11 @@ def _try_qemu(qemu: Qemu) -> None:
 def qemu_version(qemu: Qemu) -> tuple[int, int]:
     """Major and minor version of ``qemu``."""
     text = subprocess.run(
-        [*qemu.command[:1], "--version"], env={**os.environ, **dict(qemu.env)}, capture_output=True, text=True, check=True
+        [*qemu.command[:1], "--version"],
+        env={**os.environ, **dict(qemu.env)},
+        capture_output=True,
+        text=True,
+        check=True,
     ).stdout
     major, minor = text.split("version ")[1].split(".")[:2]
     return int(major), int(minor)
@@ -313,7 +339,9 @@ def boot_disk(kernel: Kernel) -> Path:
 def _make_boot_disk(kernel: Kernel, ramdisk: Path, target: Path) -> None:
     grub = GUEST / "grub"
     if not (grub / "usr/lib/grub/i386-pc").exists():
-        debian.unpack(["grub-pc-bin", "grub-common", "libdevmapper1.02.1", "libfuse3-3", "libefivar1", "libefiboot1"], grub)
+        debian.unpack(
+            ["grub-pc-bin", "grub-common", "libdevmapper1.02.1", "libfuse3-3", "libefivar1", "libefiboot1"], grub
+        )
     images = grub / "usr/lib/grub/i386-pc"
     work = target.with_suffix(".tree")
     shutil.rmtree(work, ignore_errors=True)
@@ -322,6 +350,8 @@ def _make_boot_disk(kernel: Kernel, ramdisk: Path, target: Path) -> None:
     shutil.copy(ramdisk, work / "boot/initrd")
     script = work / "grub.cfg"
     script.write_text(
+        "serial --unit=0 --speed=115200\n"
+        "terminal_output serial\n"
         "set root=(hd0,msdos1)\n"
         "linux /boot/vmlinuz console=ttyS0 quiet panic=-1 no_timer_check agent=ttyS1 booted_from=disk\n"
         "initrd /boot/initrd\n"
@@ -329,11 +359,26 @@ def _make_boot_disk(kernel: Kernel, ramdisk: Path, target: Path) -> None:
     )
     core = work / "core.img"
     env = {**os.environ, "LD_LIBRARY_PATH": f"{grub}/usr/lib/x86_64-linux-gnu:{grub}/lib/x86_64-linux-gnu"}
-    modules = ["biosdisk", "part_msdos", "ext2", "linux", "normal", "configfile", "boot"]
+    modules = ["biosdisk", "part_msdos", "ext2", "linux", "boot", "serial", "terminal"]
     done = subprocess.run(
-        [str(grub / "usr/bin/grub-mkimage"), "-O", "i386-pc", "-d", str(images), "-c", str(script), "-p", "(hd0,msdos1)/boot",
-         "-o", str(core), *modules],
-        env=env, capture_output=True, text=True, check=False,
+        [
+            str(grub / "usr/bin/grub-mkimage"),
+            "-O",
+            "i386-pc",
+            "-d",
+            str(images),
+            "-c",
+            str(script),
+            "-p",
+            "(hd0,msdos1)/boot",
+            "-o",
+            str(core),
+            *modules,
+        ],
+        env=env,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     if done.returncode != 0:
         raise AssetError(f"grub-mkimage failed: {done.stderr.strip()}")
@@ -346,15 +391,29 @@ def _make_boot_disk(kernel: Kernel, ramdisk: Path, target: Path) -> None:
     with fresh.open("wb") as disk:
         disk.truncate(size)
     subprocess.run(
-        [_need("mkfs.ext4", "e2fsprogs"), "-q", "-F", "-O", "^metadata_csum_seed,^orphan_file", "-d", str(work / "payload"), "-E",
-         f"offset={_PARTITION_AT * 512}", str(fresh), f"{(size >> 10) - _PARTITION_AT // 2}k"],
-        check=True, capture_output=True,
+        [
+            _need("mkfs.ext4", "e2fsprogs"),
+            "-q",
+            "-F",
+            "-O",
+            "^metadata_csum_seed,^orphan_file",
+            "-d",
+            str(work / "payload"),
+            "-E",
+            f"offset={_PARTITION_AT * 512}",
+            str(fresh),
+            f"{(size >> 10) - _PARTITION_AT // 2}k",
+        ],
+        check=True,
+        capture_output=True,
     )
     with fresh.open("r+b") as disk:
         boot = bytearray((images / "boot.img").read_bytes())
-        entry = struct.pack("<B3sB3sII", 0x80, b"\xfe\xff\xff", 0x83, b"\xfe\xff\xff", _PARTITION_AT, size // 512 - _PARTITION_AT)
+        entry = struct.pack(
+            "<B3sB3sII", 0x80, b"\xfe\xff\xff", 0x83, b"\xfe\xff\xff", _PARTITION_AT, size // 512 - _PARTITION_AT
+        )
         boot[440:446] = b"vhst\0\0"
-        boot[446:462] = entry
+        boot[446:510] = entry + bytes(48)  # over boot.img's code for floppies
         boot[510:512] = b"\x55\xaa"
         disk.write(boot)
         disk.write(core.read_bytes())
@@ -365,7 +424,8 @@ def _make_boot_disk(kernel: Kernel, ramdisk: Path, target: Path) -> None:
 # --- ahead of time
 
 
-def _main(level: str) -> int:
+def prepare(level: str) -> int:
+    """Make what ``level`` (demo or test) needs; 1 after a sentence on stderr where something cannot be had."""
     steps: list[tuple[str, Callable[[], object]]] = [("initramfs", lambda: initramfs(debian_kernel()))]
     if level != "demo":
         steps += [("boot disk", lambda: boot_disk(debian_kernel())), ("UML initramfs", lambda: initramfs(uml_kernel()))]
@@ -381,7 +441,3 @@ def _main(level: str) -> int:
         except AssetError as error:
             print(f"setup: {error}; its tests will be skipped", file=sys.stderr)
     return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(_main(sys.argv[1] if len(sys.argv) > 1 else "test"))

@@ -62,20 +62,41 @@ async def vhost(
 
 @contextlib.asynccontextmanager
 async def vhost_blk(
-    folder: Path, image: Path, *, socket: Path | None = None, num_queues: int = 1, args: Sequence[str | Path] = (),
-    name: str = "vhost-blk", clean: bool = True,
+    folder: Path,
+    image: Path,
+    *,
+    socket: Path | None = None,
+    num_queues: int = 1,
+    args: Sequence[str | Path] = (),
+    name: str = "vhost-blk",
+    clean: bool = True,
 ) -> AsyncIterator[Backend]:
     """Our block back-end on ``image``; ``args`` are further options of ``vhost blk``."""
     socket = socket or folder / f"{name}.sock"
-    command: list[str | Path] = ["blk", "--socket-path", socket, "--blk-file", image, "--num-queues", str(num_queues), *args]
+    command: list[str | Path] = [
+        "blk",
+        "--socket-path",
+        socket,
+        "--blk-file",
+        image,
+        "--num-queues",
+        str(num_queues),
+        *args,
+    ]
     async with vhost(folder, [socket], *command, name=name, clean=clean) as backend:
         yield backend
 
 
 @contextlib.asynccontextmanager
 async def storage_daemon(
-    folder: Path, image: Path, *, socket: Path | None = None, num_queues: int = 1, read_only: bool = False,
-    name: str = "storage-daemon", share: bool = False,
+    folder: Path,
+    image: Path,
+    *,
+    socket: Path | None = None,
+    num_queues: int = 1,
+    read_only: bool = False,
+    name: str = "storage-daemon",
+    share: bool = False,
 ) -> AsyncIterator[Backend]:
     """qemu-storage-daemon exporting the raw ``image``; ``share`` leaves it unlocked, as migration needs."""
     program = shutil.which("qemu-storage-daemon")
@@ -83,12 +104,16 @@ async def storage_daemon(
         raise GuestError("qemu-storage-daemon is not installed; install the Debian package qemu-system-common")
     socket = socket or folder / f"{name}.sock"
     locking = "off" if share else "auto"
+    writable = "off" if read_only else "on"
+    export = f"type=vhost-user-blk,id=e,node-name=disk,addr.type=unix,addr.path={socket},writable={writable}"
     command = [
         program,
-        "--blockdev", f"driver=file,filename={image},node-name=file,locking={locking},discard=unmap",
-        "--blockdev", f"driver=raw,file=file,node-name=disk,discard=unmap,read-only={'on' if read_only else 'off'}",
-        "--export", f"type=vhost-user-blk,id=e,node-name=disk,addr.type=unix,addr.path={socket},num-queues={num_queues},"
-        f"writable={'off' if read_only else 'on'}",
+        "--blockdev",
+        f"driver=file,filename={image},node-name=file,locking={locking},discard=unmap",
+        "--blockdev",
+        f"driver=raw,file=file,node-name=disk,discard=unmap,read-only={'on' if read_only else 'off'}",
+        "--export",
+        f"{export},num-queues={num_queues}",
     ]
     async with started(name, command, folder / f"{name}.log") as proc:
         await until(lambda: listening(socket), proc, f"listening on {socket.name}")

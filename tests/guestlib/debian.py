@@ -51,7 +51,9 @@ def _stanzas(name: str) -> Iterator[str]:
                 yield stanza.strip()
     for path in [etc / "sources.list", *sorted(etc.glob("sources.list.d/*.list"))]:
         for line in path.read_text().splitlines() if path.exists() else []:
-            match = re.match(rf"deb\s+(?:\[(?P<options>[^]]*)\]\s+)?(?P<uri>\S+)\s+(?P<suite>{name}\S*)\s+(?P<parts>.+)", line)
+            match = re.match(
+                rf"deb\s+(?:\[(?P<options>[^]]*)\]\s+)?(?P<uri>\S+)\s+(?P<suite>{name}\S*)\s+(?P<parts>.+)", line
+            )
             if match:
                 signed = re.search(r"signed-by=(\S+)", match["options"] or "")
                 key = f"\nSigned-By: {signed[1]}" if signed else ""
@@ -61,7 +63,9 @@ def _stanzas(name: str) -> Iterator[str]:
 def _sources(name: str, *, backports: bool) -> str:
     stanzas = list(_stanzas(name))
     if not stanzas:
-        raise AssetError(f"apt has no source entry for {name}, so no Debian kernel can be fetched; add one to /etc/apt/sources.list.d")
+        raise AssetError(
+            f"apt has no source entry for {name}, so no Debian kernel can be had; add one to /etc/apt/sources.list.d"
+        )
     if backports and not any(re.search(rf"^Suites:.*\b{name}-backports\b", s, re.MULTILINE) for s in stanzas):
         base = next((s for s in stanzas if re.search(rf"^Suites:.*\b{name}(\s|$)", s, re.MULTILINE)), stanzas[0])
         stanzas.append(re.sub(r"^Suites:.*$", f"Suites: {name}-backports", base, flags=re.MULTILINE))
@@ -88,7 +92,11 @@ def _apt(command: Sequence[str], *, state: str, cwd: Path | None = None) -> str:
         raise AssetError(f"{command[0]} is not installed, so no Debian kernel can be fetched; run on Debian")
     done = subprocess.run(
         [command[0], "-q", *(f"-o{k}={v}" for k, v in options.items()), *command[1:]],
-        capture_output=True, text=True, check=False, cwd=cwd, stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=cwd,
+        stdin=subprocess.DEVNULL,
     )
     if done.returncode != 0:
         words = [line for line in done.stderr.splitlines() if line.startswith("E:")] or done.stderr.splitlines()[-1:]
@@ -133,7 +141,16 @@ def unpack_upgrade(package: str, into: Path) -> None:
     _update("backports", backports=True)
     archives = APT / "backports" / "cache" / "archives"
     _apt(
-        ["apt-get", "install", "--download-only", "-y", "--no-install-recommends", "-t", f"{release}-backports", package],
+        [
+            "apt-get",
+            "install",
+            "--download-only",
+            "-y",
+            "--no-install-recommends",
+            "-t",
+            f"{release}-backports",
+            package,
+        ],
         state="backports",
     )
     _extract(archives, into)

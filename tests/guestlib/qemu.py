@@ -31,7 +31,7 @@ class VhostUser:
     Args:
         socket: the back-end's socket.
         model: QEMU's device without ``-pci``, such as ``vhost-user-blk`` or ``vhost-user-rng``.
-        num_queues: only for models that have the property.
+        num_queues: None leaves it to QEMU; only some models have the property (blk and scsi).
         reconnect: QEMU connects again, every second, when the back-end goes.
         iommu: DMA goes through the machine's virtual IOMMU.
         boot: the firmware boots from it.
@@ -40,7 +40,7 @@ class VhostUser:
 
     socket: Path
     model: str = "vhost-user-blk"
-    num_queues: int | None = None
+    num_queues: int | None = 1
     queue_size: int | None = None
     packed: bool = False
     reconnect: bool = False
@@ -53,7 +53,7 @@ class VhostUser:
         again = ("reconnect-ms=1000" if version >= (9, 2) else "reconnect=1") if self.reconnect else ""
         chardev = ",".join(filter(None, [f"socket,id=chr{number},path={self.socket}", again]))
         device = [f"{self.model}-pci", f"id=dev{number}", f"chardev=chr{number}"]
-        if self.num_queues is not None:
+        if self.num_queues is not None and self.model in ("vhost-user-blk", "vhost-user-scsi"):
             device.append(f"num-queues={self.num_queues}")
         if self.queue_size is not None:
             device.append(f"queue-size={self.queue_size}")
@@ -107,14 +107,36 @@ class QemuConfig:
         machine = ["q35", "memory-backend=ram0"]
         if accel == "kvm" and self.iommu:
             machine.append("kernel-irqchip=split")
-        memory = f"{self.memory_mib}M" + (f",slots=4,maxmem={self.memory_mib + self.hotplug_mib}M" if self.hotplug_mib else "")
+        memory = f"{self.memory_mib}M" + (
+            f",slots=4,maxmem={self.memory_mib + self.hotplug_mib}M" if self.hotplug_mib else ""
+        )
         words = [
-            *self.qemu.command, "-nodefaults", "-display", "none", "-machine", ",".join(machine),
-            "-accel", "kvm" if accel == "kvm" else "tcg,thread=multi", "-cpu", "max", "-smp", str(self.smp), "-m", memory,
-            "-object", memory_object("ram0", self.memory_mib, self.memory, folder),
-            "-serial", f"file:{folder}/console.log",
-            "-chardev", f"socket,id=agent,path={folder}/agent.sock,server=on,wait=off", "-serial", "chardev:agent",
-            "-chardev", f"socket,id=qmp,path={folder}/qmp.sock,server=on,wait=off", "-mon", "chardev=qmp,mode=control",
+            *self.qemu.command,
+            "-nodefaults",
+            "-display",
+            "none",
+            "-machine",
+            ",".join(machine),
+            "-accel",
+            "kvm" if accel == "kvm" else "tcg,thread=multi",
+            "-cpu",
+            "max",
+            "-smp",
+            str(self.smp),
+            "-m",
+            memory,
+            "-object",
+            memory_object("ram0", self.memory_mib, self.memory, folder),
+            "-serial",
+            f"file:{folder}/console.log",
+            "-chardev",
+            f"socket,id=agent,path={folder}/agent.sock,server=on,wait=off",
+            "-serial",
+            "chardev:agent",
+            "-chardev",
+            f"socket,id=qmp,path={folder}/qmp.sock,server=on,wait=off",
+            "-mon",
+            "chardev=qmp,mode=control",
         ]
         if self.iommu:
             # before the devices: each asks at its birth who translates for it
@@ -125,7 +147,14 @@ class QemuConfig:
             words += device.words(number, version)
         if not self.from_disk:
             kernel = assets.debian_kernel()
-            words += ["-kernel", str(kernel.image), "-initrd", str(assets.initramfs(kernel)), "-append", self._command_line()]
+            words += [
+                "-kernel",
+                str(kernel.image),
+                "-initrd",
+                str(assets.initramfs(kernel)),
+                "-append",
+                self._command_line(),
+            ]
         if not self.reboots:
             words.append("-no-reboot")
         if self.incoming:
@@ -265,7 +294,11 @@ async def boot_qemu(config: QemuConfig, folder: Path, *, name: str | None = None
             proc = await stack.enter_async_context(started(name, words, home / "qemu.log", env=dict(config.qemu.env)))
             qmp = Qmp(await connected(run / "qmp.sock", proc, "its monitor"))
             stack.push_async_callback(qmp.aclose)
-            await qmp.negotiate()
+            try:
+                await qmp.negotiate()
+            except GuestError:
+                await proc.wait(5)
+                raise proc.fail("ended before its machine was made") from None
             agent = Agent(name, await connected(run / "agent.sock", proc, "its serial line"), home / "console.log")
             stack.push_async_callback(agent.aclose)
             guest = QemuGuest(config, accel, run, proc, agent, qmp)
@@ -275,7 +308,7 @@ async def boot_qemu(config: QemuConfig, folder: Path, *, name: str | None = None
 
 
 async def find_accel(qemu: assets.Qemu) -> str:
-    """``kvm`` where a stock kernel boots under it within seconds, else ``tcg``; found out once per host kernel and QEMU."""
+    """``kvm`` where a stock kernel boots under it within seconds, else ``tcg``; tried once per host kernel and QEMU."""
     key = f"accel-{os.uname().release}-{qemu.name}-{_version(qemu)[0]}.{_version(qemu)[1]}"
     found = assets.GUEST / key
     if found.exists():

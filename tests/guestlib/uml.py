@@ -61,9 +61,20 @@ async def boot_uml(
         agent = Agent(name, stream, log)
         try:
             command: list[str] = [
-                str(kernel.image), f"mem={memory_mib}M", f"initrd={assets.initramfs(kernel)}", "rdinit=/init",
-                f"umid={name}-{os.getpid()}", f"uml_dir={scratch}", "con=null", "con0=fd:0,fd:1", "ssl=null", "ssl0=null,fd:2",
-                "console=ttyS0", "quiet", "panic=-1", "agent=tty0",
+                str(kernel.image),
+                f"mem={memory_mib}M",
+                f"initrd={assets.initramfs(kernel)}",
+                "rdinit=/init",
+                f"umid={name}-{os.getpid()}",
+                f"uml_dir={scratch}",
+                "con=null",
+                "con0=fd:0,fd:1",
+                "ssl=null",
+                "ssl0=null,fd:2",
+                "console=ttyS0",
+                "quiet",
+                "panic=-1",
+                "agent=tty0",
                 *(f"virtio_uml.device={d.socket}:{d.virtio_id}:{n}" for n, d in enumerate(devices)),
                 *append.split(),
             ]
