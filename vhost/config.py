@@ -31,6 +31,7 @@ __all__ = ["CONNECTION_OPTIONS", "SERVER_OPTIONS", "Config", "DeviceConfig", "lo
 #: of every device: where its front-end comes from and which of the server's services it gets
 CONNECTION_OPTIONS = (
     Option("socket-path", "path", "listen on this Unix socket", metavar="PATH"),
+    Option("socket-mode", "mode", "permission bits of the socket file, octal", 0o600, metavar="MODE"),
     Option("connect", "path", "client mode: connect to the front-end's socket, again and again", metavar="PATH"),
     Option("iommu", "flag", "offer ACCESS_PLATFORM: the guest may put the device behind a virtual IOMMU", False),
     Option("packed", "choice", "offer packed virtqueues", "on", choices=("on", "off")),

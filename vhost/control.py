@@ -12,8 +12,6 @@ from __future__ import annotations
 import inspect
 import json
 import logging
-import os
-import stat
 import types
 import typing
 from collections.abc import Awaitable, Callable, Mapping
@@ -21,6 +19,8 @@ from contextlib import suppress
 from typing import Any
 
 import trio
+
+from vhost import listener
 
 __all__ = ["APPLICATION_ERROR", "ControlError", "ControlServer", "Methods", "call"]
 
@@ -237,46 +237,17 @@ class ControlServer:
             task_status: Started once clients can connect.
 
         Raises:
-            OSError: ``EADDRINUSE`` if somebody listens there, or the folder is not writable.
+            SocketError: somebody listens there, or the folder is not writable.
         """
-        listener = await _listen(path)
         limiter = trio.CapacityLimiter(MAX_CLIENTS)
 
         async def handler(stream: trio.SocketStream) -> None:
             async with limiter:
                 await self._client(stream)
 
-        try:
-            async with listener:
-                task_status.started()
-                await trio.serve_listeners(handler, [listener])
-        finally:
-            with suppress(FileNotFoundError):
-                os.unlink(path)
-
-
-async def _listen(path: str) -> trio.SocketListener:
-    sock = trio.socket.socket(trio.socket.AF_UNIX, trio.socket.SOCK_STREAM)
-    try:
-        with suppress(FileNotFoundError):
-            if stat.S_ISSOCK(os.stat(path).st_mode):
-                probe = trio.socket.socket(trio.socket.AF_UNIX, trio.socket.SOCK_STREAM)
-                try:
-                    await probe.connect(path)
-                except ConnectionRefusedError:
-                    os.unlink(path)  # its server is gone
-                finally:
-                    probe.close()
-        before = os.umask(0o177)
-        try:
-            await sock.bind(path)
-        finally:
-            os.umask(before)
-        sock.listen(8)
-    except BaseException:
-        sock.close()
-        raise
-    return trio.SocketListener(sock)
+        async with listener.listen(path) as sock:
+            task_status.started()
+            await trio.serve_listeners(handler, [trio.SocketListener(sock)])
 
 
 async def call(path: str, method: str, params: Mapping[str, Any]) -> Any:

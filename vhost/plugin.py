@@ -32,7 +32,7 @@ __all__ = [
 
 GROUP = "vhost.devices"
 
-Kind = Literal["text", "int", "size", "rate", "flag", "path", "choice"]
+Kind = Literal["text", "int", "size", "rate", "flag", "path", "choice", "mode"]
 
 
 class ConfigError(VhostError):
@@ -72,6 +72,17 @@ def parse_rate(text: str | int) -> int:
     if match is None:
         raise ValueError(f"{text!r} is not a rate; write a number per second, such as 5000 or 100M")
     return int(match[1]) * {"": 1, "k": 10**3, "m": 10**6, "g": 10**9}[match[2].lower()]
+
+
+def _parse_mode(value: str | int) -> int:
+    """Permission bits from text in octal; TOML's 0o660 is a number already."""
+    try:
+        mode = value if isinstance(value, int) else int(value, 8)
+    except ValueError:
+        raise ValueError(f"{value!r} is not an octal mode such as 660") from None
+    if not 0 <= mode <= 0o777:
+        raise ValueError(f"{value!r} has more than permission bits")
+    return mode
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +140,8 @@ class Option:
             return parse_rate(value)
         if self.kind == "int":
             return self._int(value)
+        if self.kind == "mode":
+            return _parse_mode(value)
         if self.kind == "choice" and value not in self.choices:
             raise ValueError(f"{value!r} is none of {', '.join(self.choices)}")
         return str(value)

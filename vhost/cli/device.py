@@ -43,8 +43,10 @@ def click_option(option: Option) -> click.Option:
     if option.kind == "flag":
         return click.Option([f"--{option.name}"], is_flag=True, default=bool(option.default), help=option.help)
     kind: ParamType = click.Choice(list(option.choices)) if option.kind == "choice" else Value(option)
-    shown = option.default is not None
-    return click.Option([f"--{option.name}"], type=kind, default=option.default, show_default=shown, help=option.help)
+    default = f"{option.default:o}" if option.kind == "mode" else option.default
+    return click.Option(
+        [f"--{option.name}"], type=kind, default=default, show_default=default is not None, help=option.help
+    )
 
 
 def _print_capabilities(device_type: DeviceType) -> click.Option:
