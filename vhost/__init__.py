@@ -1,6 +1,7 @@
 """vhost-user: protocol, session, server and front-end. Public names; the code is in the modules."""
 
 from vhost.device import Device, Link, Metric, Source
+from vhost.embed import EmbeddedDevice, Embedder, open_embedder
 from vhost.errors import ConnectionClosed, DeviceError, ProtocolError, QueueBroken, VhostError
 from vhost.frontend import Frontend
 from vhost.listener import SocketError
@@ -12,6 +13,8 @@ __all__ = [
     "ConnectionClosed",
     "Device",
     "DeviceError",
+    "EmbeddedDevice",
+    "Embedder",
     "Endpoint",
     "Frontend",
     "Link",
@@ -27,6 +30,7 @@ __all__ = [
     "WorkerOptions",
     "by_queue",
     "least_loaded",
+    "open_embedder",
     "open_server",
     "run_until_signal",
     "serve",

@@ -5,7 +5,7 @@ from contextlib import asynccontextmanager, contextmanager
 
 import trio
 
-__all__ = ["bare_errors", "sheltered_nursery"]
+__all__ = ["bare_errors", "set_when_cancelled", "sheltered_nursery"]
 
 
 @asynccontextmanager
@@ -27,6 +27,14 @@ async def sheltered_nursery() -> AsyncIterator[trio.Nursery]:
             yield inner
         finally:
             inner.cancel_scope.cancel()
+
+
+async def set_when_cancelled(event: trio.Event) -> None:
+    """Set `event` as soon as this is cancelled: clean-up in shielded scopes looks at it."""
+    try:
+        await trio.sleep_forever()
+    finally:
+        event.set()
 
 
 @contextmanager

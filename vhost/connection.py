@@ -112,11 +112,12 @@ class Connection(Link):
                 self.device.attach(self)
                 try:
                     await self._serve(instance)
-                finally:
-                    self.device.detach(self)
-                    # Before the rings are stopped: the front-end may be waiting for us to hang up.
+                    # It is the front-end that goes: hang up before the rings are stopped. When it is us (cancelled),
+                    # it hears of all it is owed first.
                     self._channel.close()
                     self._close_backend()
+                finally:
+                    self.device.detach(self)
         self.instance = None
         self._log.info("front-end disconnected")
 

@@ -47,7 +47,7 @@ __all__ = ["Instance", "Post", "open_instance"]
 
 _Answered = Callable[[Message | None], None]
 Post = Callable[[BackendRequest, Payload, object, _Answered | None], None]
-"""Says something to the front-end without waiting: request, payload, key (see BackendChannel.post), answer to."""
+"""Says something to the front-end without waiting: request, payload, key (as BackendChannel.post), answer to."""
 
 MISS_RETRY_SECONDS: Final = 0.1
 """After the front-end had no translation for us: when to ask again. Kernel vhost never does; guests map late at times."""
@@ -503,6 +503,8 @@ class Instance:
         else:
             left = sum(queue.in_flight for queue in self.queues)
             self.log.error("gave up waiting: %d requests are in flight that the store does not finish", left)
+            for queue in self.queues:
+                queue.disown()
             _abandoned.append(self)
         self.news.close()
 

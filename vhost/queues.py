@@ -313,7 +313,7 @@ class Queue:
         if self.vq is None:
             return self._base
         async with self._parked():
-            vq, source, worker = self.vq, self._source, self.worker
+            vq, source, worker = self._now()
             if vq is None:
                 return self._base
             if source is not None and worker is not None:
@@ -331,7 +331,7 @@ class Queue:
     async def abandon(self) -> int:
         """Take the ring from the device at once; returns its base. What is in flight goes on and tells nobody."""
         async with self._parked():
-            vq, source, worker = self.vq, self._source, self.worker
+            vq, source, worker = self._now()
             if vq is None:
                 return self._base
             self._base = vq.base
@@ -341,6 +341,12 @@ class Queue:
             self.vq = self._source = self.worker = None
         self.instance.nursery.start_soon(self.instance.bury, vq, source, worker)
         return self._base
+
+    def disown(self) -> None:
+        """As `abandon`, as far as that can be done without waiting: late completions of a task go nowhere."""
+        if self.vq is not None and self._source is None:
+            self.vq.set_err(-1)
+            self.vq.break_(ring.ErrorCode.STATE)
 
     async def drained(self) -> None:
         """Wait until nothing is in flight. Pause first."""
@@ -364,11 +370,12 @@ class Queue:
             (vq.pause if self.paused else vq.resume)()
             return
         async with self._parked():
-            if self._source is None or self.worker is None:
+            _, source, worker = self._now()
+            if source is None or worker is None:
                 return
-            self.worker.pause(self._source.ptr, self.paused)
+            worker.pause(source.ptr, self.paused)
             if not self.paused:
-                self.worker.wake(self._source.ptr)
+                worker.wake(source.ptr)
 
     def apply_logging(self) -> None:
         """Log writes as the instance and `log_addr` say. Worker parked."""
@@ -390,6 +397,10 @@ class Queue:
             self.worker.wake(self._source.ptr)
         elif self.vq is not None:
             self.vq.set_kick(_fileno(self._kick))
+
+    def _now(self) -> tuple[ring.Virtqueue | None, Source | None, ring.Worker | None]:
+        """What there is now: to be asked again after each await."""
+        return self.vq, self._source, self.worker
 
     @asynccontextmanager
     async def _parked(self) -> AsyncIterator[None]:

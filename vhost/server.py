@@ -25,7 +25,7 @@ import trio
 from vhost import listener
 from vhost._log import Fields, RateLimit
 from vhost._session_state import Options
-from vhost._shelter import bare_errors, sheltered_nursery
+from vhost._shelter import bare_errors, set_when_cancelled, sheltered_nursery
 from vhost.connection import Connection, describe
 from vhost.device import Device
 from vhost.placement import Policy, WorkerOptions, WorkerPool, least_loaded
@@ -311,21 +311,13 @@ async def open_server(
         async with sheltered_nursery() as threads:
             pool = WorkerPool(threads, workers, policy)
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(_tell, stopping)
+                nursery.start_soon(set_when_cancelled, stopping)
                 try:
                     yield Server(nursery, pool, stopping, grace)
                 finally:
                     stopping.set()
                     nursery.cancel_scope.cancel()
         pool.close()
-
-
-async def _tell(stopping: trio.Event) -> None:
-    """Set `stopping` when this is cancelled, at once: those who shut down in shielded scopes look at it."""
-    try:
-        await trio.sleep_forever()
-    finally:
-        stopping.set()
 
 
 async def serve(

@@ -154,7 +154,10 @@ class Queue:
     async def serve_calls(self) -> None:
         """Reap whenever the back-end notifies."""
         while self.call_fd >= 0:
-            await trio.lowlevel.wait_readable(self.call_fd)
+            try:
+                await trio.lowlevel.wait_readable(self.call_fd)
+            except trio.ClosedResourceError:
+                return  # another queue took this one's place
             try:
                 self.calls += os.eventfd_read(self.call_fd)
             except BlockingIOError:
@@ -163,7 +166,10 @@ class Queue:
 
     async def serve_errors(self) -> None:
         """Watch the err eventfd."""
-        await trio.lowlevel.wait_readable(self.err_fd)
+        try:
+            await trio.lowlevel.wait_readable(self.err_fd)
+        except trio.ClosedResourceError:
+            return
         self.fail(QueueBroken(self.index, "the back-end reported an error on this ring"))
 
     def close(self) -> None:
