@@ -209,9 +209,9 @@ def initramfs(kernel: Kernel, *, drivers: Iterable[str] = DRIVERS) -> Path:
     target = GUEST / f"initramfs-{kernel.release}-{key}.cpio"
     with locked("initramfs"):
         if not target.exists():
-            for old in GUEST.glob(f"initramfs-{kernel.release}-*.cpio"):
-                if len(list(GUEST.glob(f"initramfs-{kernel.release}-*.cpio"))) > 4:
-                    old.unlink()
+            olds = sorted(GUEST.glob(f"initramfs-{kernel.release}-*.cpio"), key=lambda path: path.stat().st_mtime)
+            for old in olds[:-2]:  # a guest that runs has read its own long ago
+                old.unlink()
             fresh = target.with_suffix(".new")
             fresh.write_bytes(_pack(kernel, drivers, busybox, tools, program))
             fresh.rename(target)
