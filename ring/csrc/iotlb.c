@@ -120,6 +120,22 @@ static void answer(struct ring_iotlb *tlb, const struct ring_iotlb_entry *e)
 	tlb->nr_misses = kept;
 }
 
+/*
+ * What an update within one entry that says the same adds to it. Some front-ends answer with just the access that was
+ * asked for (QEMU with virtio-iommu): without this, a page both read and written would miss for ever. Whoever takes
+ * access away invalidates first.
+ */
+static uint32_t perm_so_far(const struct ring_iotlb *tlb, const struct ring_iotlb_entry *e)
+{
+	uint32_t at = ring_iotlb_lower(tlb, e->first);
+	const struct ring_iotlb_entry *old = &tlb->entries[at];
+
+	if (at == tlb->nr || old->first > e->first || old->last < e->last ||
+	    old->uaddr + (e->first - old->first) != e->uaddr)
+		return 0;
+	return old->perm;
+}
+
 static void stale(struct ring_iotlb *tlb)
 {
 	atomic_fetch_add_explicit(&tlb->generation, 1, memory_order_release);
@@ -141,6 +157,7 @@ int ring_iotlb_update(struct ring_iotlb *tlb, uint64_t iova, uint64_t size, uint
 	pthread_mutex_lock(&tlb->lock);
 	rc = tlb->nr >= RING_IOTLB_MAX ? -ENOSPC : reserve(tlb, 2);
 	if (rc == 0) {
+		e.perm |= perm_so_far(tlb, &e);
 		at = cut(tlb, e.first, e.last, &changed);
 		insert(tlb, at, &e);
 		answer(tlb, &e);

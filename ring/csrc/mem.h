@@ -154,7 +154,10 @@ void ring_shared_unmap(struct ring_shared *shared);
 /* IOTLB: entries iova -> uaddr. All calls are thread-safe. */
 struct ring_iotlb *ring_iotlb_new(void);
 void ring_iotlb_free(struct ring_iotlb *tlb);
-/* Add or replace; perm RING_PERM_*. Returns 0, -RING_E_RANGE, -ENOMEM, -ENOSPC (more than 65536 entries). */
+/*
+ * Add or replace; within an entry that says the same, permissions add up. @perm RING_PERM_*. Returns 0, -RING_E_RANGE,
+ * -ENOMEM, -ENOSPC (more than 65536 entries).
+ */
 int ring_iotlb_update(struct ring_iotlb *tlb, uint64_t iova, uint64_t size, uint64_t uaddr, uint32_t perm);
 /* Forget the range: entries that reach over its ends are cut. @size 0 (2^64, from QEMU's full flush): forget all. */
 int ring_iotlb_invalidate(struct ring_iotlb *tlb, uint64_t iova, uint64_t size);

@@ -298,17 +298,21 @@ static void test_iotlb_model(void)
 		uint64_t at = rnd() % PAGES, n = 1 + rnd() % (PAGES - at < 20 ? PAGES - at : 20);
 		uint64_t to = rnd() % 2 ? at : rnd() % 65000, gen = ring_iotlb_generation(tlb);
 		uint32_t p = (uint32_t)(1 + rnd() % 3);
-		bool had = false, ok = true;
+		bool had = false, ok = true, same = true;
+		uint32_t more;
 		int got;
 
-		for (uint64_t i = at; i < at + n; i++)
+		for (uint64_t i = at; i < at + n; i++) {
 			had |= perm[i] != 0;
+			same &= perm[i] == perm[at] && uaddr[i] == (to + i - at) * 4096;
+		}
+		more = same ? perm[at] : 0;
 		switch (rnd() % 3) {
 		case 0:
 			CHECK_EQ(ring_iotlb_update(tlb, at * 4096, n * 4096, to * 4096, p), 0);
 			for (uint64_t i = 0; i < n; i++) {
 				uaddr[at + i] = (to + i) * 4096;
-				perm[at + i] = p;
+				perm[at + i] = p | more;
 			}
 			CHECK(!had || ring_iotlb_generation(tlb) > gen);
 			break;

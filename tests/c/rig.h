@@ -45,7 +45,9 @@ const char *__asan_default_options(void)
 #define RIG_PACKED (1ULL << 34)
 #define RIG_IN_ORDER (1ULL << 35)
 
-enum { RIG_GPA = 0x40000000, RIG_PACKED_BASE = (int)0x80008000 };
+#define RIG_GPA 0x40000000ULL
+#define RIG_PACKED_BASE 0x80008000u	/* both indexes 0, both wrap counters 1 */
+#define RIG_UADDR 0x7f0000000000ULL
 
 struct rig {
 	uint8_t *map;		/* with the guard pages */
@@ -76,7 +78,7 @@ static inline void rig_open(struct rig *r, uint32_t size, uint64_t features, uin
 	r->area = r->map + 4096;
 	CHECK(mprotect(r->area, r->bytes, PROT_READ | PROT_WRITE) == 0);
 	r->mem = ring_mem_new();
-	CHECK_EQ(ring_mem_add_mapped(r->mem, r->area, RIG_GPA, r->bytes, RIG_GPA, 0), 0);
+	CHECK_EQ(ring_mem_add_mapped(r->mem, r->area, RIG_GPA, r->bytes, RIG_UADDR, 0), 0);
 	r->drv = ring_drv_new(r->area, RIG_GPA, size, features, 0, base);
 	CHECK(r->drv != NULL);
 	r->vq = ring_vq_new(r->mem, 0);

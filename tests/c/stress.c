@@ -7,6 +7,7 @@
  * honest: a driver thread adds requests that carry a sequence number and data made from it, a device thread checks them,
  *   answers with data made from the number, out of order; the driver checks the answer and its length. Both sides sleep
  *   on eventfds whenever they see nothing: a wake-up that is lost shows as a timeout. ROUNDS requests per mode.
+ *   In IOTLB modes a third thread takes translations away all the time and the device asks for them again.
  * hostile: one thread builds valid chains, one flips bytes anywhere in the ring and the indirect tables; the device pops
  *   and pushes for HOSTILE_MS per mode. It must neither crash, nor hang, nor hand out a piece outside guest memory, nor
  *   break the books it keeps. A broken queue is stopped and started again.
@@ -33,6 +34,7 @@ struct mode {
 	uint32_t size;
 	uint32_t base;
 	int indirect;		/* percent of the requests */
+	bool iotlb;
 };
 
 struct stress {
@@ -41,7 +43,9 @@ struct stress {
 	uint64_t rounds;
 	uint64_t seed;
 	int kick_fd, call_fd;
+	struct ring_iotlb *tlb;
 	_Atomic int stop;
+	_Atomic uint64_t misses;
 	_Atomic uint64_t driver_sleeps, device_sleeps, popped;
 	/* hostile: the device asks for a new ring by counting up, the forger answers by catching up */
 	_Atomic uint64_t restarts, renewed;
@@ -195,6 +199,35 @@ static void serve(struct stress *s, struct ring_chain *chain, uint64_t *seen)
 	(void)s;
 }
 
+/* The front-end's part: answer what the device misses. An iova is a gpa here, a uaddr something else. */
+static void answer_misses(struct stress *s)
+{
+	struct ring_iotlb_miss miss[32];
+	int n = ring_iotlb_misses(s->tlb, miss, 32);
+
+	for (int i = 0; i < n; i++)
+		CHECK_EQ(ring_iotlb_update(s->tlb, miss[i].iova, 4096, miss[i].iova - RIG_GPA + RIG_UADDR, miss[i].perm),
+			 0);
+	atomic_fetch_add(&s->misses, (uint64_t)n);
+}
+
+/* ... and its other part: take translations away, of tables and data; the ring itself stays. */
+static void *invalidate_main(void *arg)
+{
+	struct stress *s = arg;
+	uint64_t seed = s->seed * 11 + 1, from = (s->rig.lay.indirect ? s->rig.lay.indirect : s->rig.data) + 4095;
+
+	from -= from % 4096;
+	while (!atomic_load(&s->stop)) {
+		uint64_t at = from + rig_rnd(&seed) % (s->rig.bytes - from);
+
+		CHECK_EQ(ring_iotlb_invalidate(s->tlb, RIG_GPA + at, 1 + rig_rnd(&seed) % 16384), 0);
+		for (volatile unsigned int i = 0; i < rig_rnd(&seed) % 20000; i++)
+			;
+	}
+	return NULL;
+}
+
 static void *device_main(void *arg)
 {
 	struct stress *s = arg;
@@ -207,6 +240,11 @@ static void *device_main(void *arg)
 	for (;;) {
 		int n = ring_vq_pop(vq, held + nr_held, (int)(1 + rig_rnd(&seed) % 16));
 
+		if (n == -RING_MISS) {
+			CHECK(s->tlb != NULL);
+			answer_misses(s);
+			continue;
+		}
 		CHECK(n >= 0);
 		for (int i = 0; i < n; i++)
 			serve(s, held[nr_held++], &seen);
@@ -237,18 +275,29 @@ static void *device_main(void *arg)
 static void honest(const struct mode *mode, uint64_t rounds, uint64_t seed)
 {
 	struct stress s = { .mode = mode, .rounds = rounds, .seed = seed };
-	pthread_t driver, device;
+	pthread_t driver, device, invalidate;
 
 	s.kick_fd = eventfd(0, EFD_CLOEXEC);
 	s.call_fd = eventfd(0, EFD_CLOEXEC);
 	CHECK(s.kick_fd >= 0 && s.call_fd >= 0);
 	rig_open(&s.rig, mode->size, mode->features, mode->base, (uint64_t)mode->size * SLOT);
 	s.rig.cfg.call_fd = s.call_fd;
+	if (mode->iotlb) {
+		s.tlb = s.rig.cfg.iotlb = ring_iotlb_new();
+		CHECK_EQ(ring_iotlb_update(s.tlb, RIG_GPA, s.rig.bytes, RIG_UADDR, 3), 0);
+	}
 	rig_start(&s.rig);
+	if (mode->iotlb)
+		CHECK(pthread_create(&invalidate, NULL, invalidate_main, &s) == 0);
 	CHECK(pthread_create(&device, NULL, device_main, &s) == 0);
 	CHECK(pthread_create(&driver, NULL, driver_main, &s) == 0);
 	pthread_join(driver, NULL);
 	pthread_join(device, NULL);
+	if (mode->iotlb) {
+		pthread_join(invalidate, NULL);
+		printf("IOTLB misses answered: %llu\n", (unsigned long long)s.misses);
+		CHECK(rounds < 10000 || s.misses > 0);
+	}
 	printf("honest  %-32s size %5u indirect %3d%%: %llu requests, sleeps: driver %llu, device %llu\n", mode->name,
 	       mode->size, mode->indirect, (unsigned long long)rounds, (unsigned long long)s.driver_sleeps,
 	       (unsigned long long)s.device_sleeps);
@@ -256,6 +305,7 @@ static void honest(const struct mode *mode, uint64_t rounds, uint64_t seed)
 	/* a run in which nobody ever slept proves nothing about wake-ups */
 	CHECK(rounds < 10000 || s.driver_sleeps + s.device_sleeps > 0);
 	rig_close(&s.rig);
+	ring_iotlb_free(s.tlb);
 	close(s.kick_fd);
 	close(s.call_fd);
 }
@@ -440,17 +490,19 @@ static void hostile(const struct mode *mode, uint64_t ms, uint64_t seed)
 int main(int argc, char **argv)
 {
 	static const struct mode modes[] = {
-		{ "split", RIG_VERSION_1, 8, 65000, 0 },
-		{ "split", RIG_VERSION_1 | RIG_INDIRECT, 256, 0, 100 },
-		{ "split event_idx", RIG_VERSION_1 | RIG_INDIRECT | RIG_EVENT_IDX, 16, 65530, 50 },
-		{ "split event_idx", RIG_VERSION_1 | RIG_EVENT_IDX, 128, 32000, 0 },
-		{ "split in_order", RIG_VERSION_1 | RIG_INDIRECT | RIG_EVENT_IDX | RIG_IN_ORDER, 32, 1000, 50 },
-		{ "packed", RIG_VERSION_1 | RIG_PACKED, 7, 0x80008000, 0 },
-		{ "packed", RIG_VERSION_1 | RIG_PACKED | RIG_INDIRECT, 256, 0x80008000, 100 },
-		{ "packed event_idx", RIG_VERSION_1 | RIG_PACKED | RIG_INDIRECT | RIG_EVENT_IDX, 13, 0x00050005, 50 },
-		{ "packed event_idx", RIG_VERSION_1 | RIG_PACKED | RIG_EVENT_IDX, 128, 0x80008000, 0 },
+		{ "split", RIG_VERSION_1, 8, 65000, 0, false },
+		{ "split", RIG_VERSION_1 | RIG_INDIRECT, 256, 0, 100, false },
+		{ "split event_idx", RIG_VERSION_1 | RIG_INDIRECT | RIG_EVENT_IDX, 16, 65530, 50, false },
+		{ "split event_idx", RIG_VERSION_1 | RIG_EVENT_IDX, 128, 32000, 0, false },
+		{ "split in_order", RIG_VERSION_1 | RIG_INDIRECT | RIG_EVENT_IDX | RIG_IN_ORDER, 32, 1000, 50, false },
+		{ "packed", RIG_VERSION_1 | RIG_PACKED, 7, 0x80008000, 0, false },
+		{ "packed", RIG_VERSION_1 | RIG_PACKED | RIG_INDIRECT, 256, 0x80008000, 100, false },
+		{ "packed event_idx", RIG_VERSION_1 | RIG_PACKED | RIG_INDIRECT | RIG_EVENT_IDX, 13, 0x00050005, 50, false },
+		{ "packed event_idx", RIG_VERSION_1 | RIG_PACKED | RIG_EVENT_IDX, 128, 0x80008000, 0, false },
 		{ "packed in_order", RIG_VERSION_1 | RIG_PACKED | RIG_INDIRECT | RIG_EVENT_IDX | RIG_IN_ORDER, 31, 0x80008000,
-		  50 },
+		  50, false },
+		{ "split iotlb", RIG_VERSION_1 | RIG_INDIRECT | RIG_EVENT_IDX, 64, 0, 50, true },
+		{ "packed iotlb", RIG_VERSION_1 | RIG_PACKED | RIG_INDIRECT | RIG_EVENT_IDX, 64, 0x80008000, 50, true },
 	};
 	uint64_t rounds = argc > 1 ? strtoull(argv[1], NULL, 10) : 30000;
 	uint64_t ms = argc > 2 ? strtoull(argv[2], NULL, 10) : 300;
@@ -465,7 +517,7 @@ int main(int argc, char **argv)
 		if (rounds)
 			honest(&modes[i], rounds, seed + i);
 	for (unsigned int i = 0; i < sizeof(modes) / sizeof(modes[0]); i++)
-		if (ms && (modes[i].features & RIG_INDIRECT))
+		if (ms && (modes[i].features & RIG_INDIRECT) && !modes[i].iotlb)
 			hostile(&modes[i], ms, seed + i);
 	printf("stress: ok\n");
 	return 0;
