@@ -108,7 +108,7 @@ static void run(const struct cell *c, bool two)
 	pthread_t thread;
 
 	rig_open(&rig, 256, c->features | RIG_VERSION_1 | RIG_INDIRECT,
-		 c->features & RIG_PACKED ? (uint32_t)RIG_PACKED_BASE : 0, 8 << 20);
+		 c->features & RIG_PACKED ? RIG_PACKED_BASE : 0, 8 << 20);
 	rig.cfg.call_fd = -1;
 	rig_start(&rig);
 	ring_vq_kicks_off(rig.vq);

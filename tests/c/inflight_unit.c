@@ -38,7 +38,7 @@ static void world_open(struct world *w, uint64_t features, int shared)
 	CHECK_EQ(ring_drv_layout(SIZE, features, 4, &w->lay), 0);
 	w->cfg = (struct ring_vq_config){
 		.size = SIZE,
-		.base = features & RIG_PACKED ? (uint32_t)RIG_PACKED_BASE : 0,
+		.base = features & RIG_PACKED ? RIG_PACKED_BASE : 0,
 		.features = features,
 		.desc = RIG_GPA + w->lay.desc,
 		.avail = RIG_GPA + w->lay.avail,

@@ -26,6 +26,11 @@ static uint64_t data(uint64_t off)
 	return RIG_GPA + r.data + off;
 }
 
+static uint64_t uaddr(uint64_t off)
+{
+	return RIG_UADDR + r.data + off;
+}
+
 static uint8_t *host(uint64_t gpa)
 {
 	return r.area + (gpa - RIG_GPA);
@@ -103,7 +108,7 @@ static void table_entry(uint64_t table, uint32_t i, uint64_t addr, uint32_t len,
 
 static void open_queue(uint32_t size, uint64_t features)
 {
-	uint32_t base = features & RIG_PACKED ? (uint32_t)RIG_PACKED_BASE : 0;
+	uint32_t base = features & RIG_PACKED ? RIG_PACKED_BASE : 0;
 
 	rig_open(&r, size, features | RIG_VERSION_1, base, 1 << 20);
 	memset(&raw, 0, sizeof(raw));
@@ -825,10 +830,10 @@ static void test_iotlb(uint64_t features)
 	CHECK_EQ(ring_vq_start(r.vq, &r.cfg), -RING_MISS);
 	CHECK_EQ(ring_iotlb_misses(tlb, miss, 4), 1);
 	CHECK_EQ(miss[0].iova, iova + r.lay.desc);
-	CHECK_EQ(ring_iotlb_update(tlb, iova, r.lay.bytes, RIG_GPA, RING_PERM_READ | RING_PERM_WRITE), 0);
+	CHECK_EQ(ring_iotlb_update(tlb, iova, r.lay.bytes, RIG_UADDR, RING_PERM_READ | RING_PERM_WRITE), 0);
 	rig_start(&r);
 	/* two pages of data, exchanged; the first good chain, then one that misses in its second buffer */
-	CHECK_EQ(ring_iotlb_update(tlb, 0x1000, PAGE, data(PAGE), RING_PERM_READ), 0);
+	CHECK_EQ(ring_iotlb_update(tlb, 0x1000, PAGE, uaddr(PAGE), RING_PERM_READ), 0);
 	chain(0, &(struct buf){ 0x1800, 16, 0 }, 1);
 	chain(1, (struct buf[]){ { 0x1800, 16, 0 }, { 0x1ff8, 16, 0 } }, 2);
 	CHECK_EQ(ring_vq_pop(r.vq, c, 2), 1);
@@ -839,7 +844,7 @@ static void test_iotlb(uint64_t features)
 	CHECK(read(news, &v, 8) == 8);
 	CHECK_EQ(ring_vq_in_flight(r.vq), 1);
 	CHECK_EQ(ring_iotlb_misses(tlb, miss, 4), 1);
-	CHECK_EQ(ring_iotlb_update(tlb, 0x2000, PAGE, data(0), RING_PERM_READ), 0);
+	CHECK_EQ(ring_iotlb_update(tlb, 0x2000, PAGE, uaddr(0), RING_PERM_READ), 0);
 	CHECK_EQ(ring_vq_pop(r.vq, c + 1, 1), 1);
 	CHECK_EQ(c[1]->nr_out, 3);
 	CHECK(c[1]->iov[2].base == host(data(0)) && c[1]->iov[2].len == 8);

@@ -1,0 +1,63 @@
+"""The C tests: each program of tests/c as it is built with -O2, and again under ASan and UBSan.
+
+The Makefile there names the programs, so that ``make -C tests/c check`` and this suite run the same.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(__file__).parent.parent / "c"
+
+#: the allocator is replaced in it, as the sanitizers would
+NOT_SANITIZED = {"noalloc"}
+
+
+def _make(*arguments: str) -> str:
+    environment = {**os.environ, "MAKEFLAGS": ""}
+    done = subprocess.run(
+        ["make", "--no-print-directory", "-s", "-C", str(FOLDER), *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment,
+    )
+    if done.returncode:
+        raise AssertionError(f"make {' '.join(arguments)} failed:\n{done.stdout[-4000:]}{done.stderr[-4000:]}")
+    return done.stdout
+
+
+PROGRAMS = _make("list").split()
+CASES = PROGRAMS + [f"{name}-asan" for name in PROGRAMS if name not in NOT_SANITIZED]
+
+
+@pytest.fixture(scope="session")
+def build_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the programs are built; VHOSTKIT_C_OUT keeps them between runs."""
+    kept = os.environ.get("VHOSTKIT_C_OUT")
+    return Path(kept) if kept else tmp_path_factory.mktemp("c")
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("program", CASES)
+def test_program(program: str, build_folder: Path) -> None:
+    """Builds without a warning and finds nothing wrong."""
+    target = build_folder / program
+    _make(f"OUT={build_folder}", str(target))
+    environment = {**os.environ, "UBSAN_OPTIONS": "print_stacktrace=1"}
+    done = subprocess.run([target], capture_output=True, text=True, check=False, timeout=240, env=environment)
+    assert done.returncode == 0, f"{program} exited with {done.returncode}\n{done.stdout[-4000:]}{done.stderr[-8000:]}"
+
+
+def test_bench_runs(build_folder: Path) -> None:
+    """The ring micro-benchmark works; its figures are not judged here."""
+    target = build_folder / "bench_ring"
+    _make(f"OUT={build_folder}", str(target))
+    done = subprocess.run([target, "0.005"], capture_output=True, text=True, check=True, timeout=60)
+    lines = done.stdout.splitlines()
+    assert len(lines) == 24
+    assert all(line.endswith("ns/request") for line in lines)
