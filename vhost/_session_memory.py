@@ -226,7 +226,9 @@ def iotlb_msg(state: SessionState, message: Message) -> Plan:
     assert isinstance(payload, Iotlb)
     if not state.offered & VirtioFeature.ACCESS_PLATFORM:
         raise Refused("no IOMMU was offered")
-    if payload.size == 0 or payload.iova + payload.size > U64:
+    # QEMU's flush of everything is 2^64 bytes from 0, which it writes as 0.
+    everything = payload.type == IotlbType.INVALIDATE and payload.iova == 0 and payload.size == 0
+    if (payload.size == 0 and not everything) or payload.iova + payload.size > U64:
         raise Refused(f"{payload.size:#x} bytes at iova {payload.iova:#x} are empty or wrap around")
     answer = message.reply(0)
     if payload.type == IotlbType.INVALIDATE:

@@ -50,7 +50,7 @@ Post = Callable[[BackendRequest, Payload, object, _Answered | None], None]
 """Says something to the front-end without waiting: request, payload, key (as BackendChannel.post), answer to."""
 
 MISS_RETRY_SECONDS: Final = 0.1
-"""After the front-end had no translation for us: when to ask again. Kernel vhost never does; guests map late at times."""
+"""When to ask again after the front-end had no translation: guests map late at times."""
 
 STILL_WAITING_SECONDS: Final = 10.0
 """How often a store that does not finish is complained about."""

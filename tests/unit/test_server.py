@@ -1,4 +1,4 @@
-"""The server with devices in Python: connections come and go, requests in flight end, one bad peer hurts nobody else."""
+"""The server with devices in Python: connections come and go, requests in flight end, a bad peer hurts nobody else."""
 
 from __future__ import annotations
 
@@ -20,6 +20,12 @@ from vhost.frontend import PERSONALITIES, QEMU
 from vhost.messages import VringState
 
 both_layouts = pytest.mark.parametrize("packed", [False, True], ids=["split", "packed"])
+
+
+@pytest.fixture
+def no_socket(tmp_path: Path):
+    with open(tmp_path / "no-socket", "w") as file:
+        yield file
 
 
 async def echo(fe: Frontend, data: bytes, queue: int = 0) -> bytes:
@@ -94,27 +100,26 @@ async def test_no_descriptor_is_left_of_many_connections() -> None:
 
 async def test_a_second_front_end_waits_its_turn(caplog) -> None:
     caplog.set_level(logging.INFO)
-    async with serving(Echo()) as (path, _):
-        async with Frontend.connect(path) as first:
-            await first.start()
-            async with trio.open_nursery() as nursery:
-                served = trio.Event()
+    async with serving(Echo()) as (path, _), Frontend.connect(path) as first:
+        await first.start()
+        async with trio.open_nursery() as nursery:
+            served = trio.Event()
 
-                async def second() -> None:
-                    async with Frontend.connect(path) as fe:
-                        await fe.start()
-                        assert await echo(fe, b"second") == b"second"
-                        served.set()
+            async def second() -> None:
+                async with Frontend.connect(path) as fe:
+                    await fe.start()
+                    assert await echo(fe, b"second") == b"second"
+                    served.set()
 
-                nursery.start_soon(second)
-                with trio.fail_after(5):
-                    while "has to wait" not in caplog.text:
-                        await trio.sleep(0.02)
-                assert await echo(first, b"first") == b"first"
-                assert not served.is_set()
-                first.link.socket.shutdown(socket.SHUT_RDWR)
-                with trio.fail_after(5):
-                    await served.wait()
+            nursery.start_soon(second)
+            with trio.fail_after(5):
+                while "has to wait" not in caplog.text:
+                    await trio.sleep(0.02)
+            assert await echo(first, b"first") == b"first"
+            assert not served.is_set()
+            first.link.socket.shutdown(socket.SHUT_RDWR)
+            with trio.fail_after(5):
+                await served.wait()
     caplog.clear()
 
 
@@ -147,19 +152,18 @@ async def test_get_vring_base_waits_for_requests_in_flight_and_others_are_served
 async def test_requests_in_flight_end_before_the_next_front_end_comes() -> None:
     device = Echo()
     async with serving(device) as (path, _):
-        async with trio.open_nursery() as nursery:
-            async with Frontend.connect(path) as fe:
-                await fe.start()
-                device.shut()
+        async with trio.open_nursery() as nursery, Frontend.connect(path) as fe:
+            await fe.start()
+            device.shut()
 
-                async def lost() -> None:
-                    with pytest.raises(vhost.VhostError):
-                        await fe.queues[0].request([b"lost"], [4])
+            async def lost() -> None:
+                with pytest.raises(vhost.VhostError):
+                    await fe.queues[0].request([b"lost"], [4])
 
-                nursery.start_soon(lost)
-                await device.until_taken(1)
-                fe.link.socket.shutdown(socket.SHUT_RDWR)
-                await trio.sleep(0.05)
+            nursery.start_soon(lost)
+            await device.until_taken(1)
+            fe.link.socket.shutdown(socket.SHUT_RDWR)
+            await trio.sleep(0.05)
         async with trio.open_nursery() as nursery:
 
             async def next_one() -> None:
@@ -369,13 +373,13 @@ async def test_memory_comes_and_goes_under_running_queues() -> None:
 
 
 async def test_a_mem_table_replaces_memory() -> None:
-    async with serving(Echo()) as (path, _):
-        async with Frontend.connect(path, protocol=~ProtocolFeature.CONFIGURE_MEM_SLOTS) as fe:
-            await fe.start()
-            assert await echo(fe, b"one") == b"one"
-            fe.memory.add(1 << 40, 1 << 20)
-            await fe.share_memory()
-            assert await echo(fe, b"two") == b"two"
+    protocol = ~ProtocolFeature.CONFIGURE_MEM_SLOTS
+    async with serving(Echo()) as (path, _), Frontend.connect(path, protocol=protocol) as fe:
+        await fe.start()
+        assert await echo(fe, b"one") == b"one"
+        fe.memory.add(1 << 40, 1 << 20)
+        await fe.share_memory()
+        assert await echo(fe, b"two") == b"two"
 
 
 async def test_dirty_log_marks_what_is_written() -> None:
@@ -490,18 +494,17 @@ async def test_cancelling_drains() -> None:
 async def test_grace_is_bounded(caplog) -> None:
     device = Echo()
     start = trio.current_time()
-    async with trio.open_nursery() as nursery:
-        async with serving(device, grace=0.2) as (path, _):
+    async with trio.open_nursery() as nursery, serving(device, grace=0.2) as (path, _):
 
-            async def client() -> None:
-                async with Frontend.connect(path) as fe:
-                    await fe.start()
-                    device.shut()
-                    with pytest.raises(vhost.VhostError):
-                        await echo(fe, b"never")
+        async def client() -> None:
+            async with Frontend.connect(path) as fe:
+                await fe.start()
+                device.shut()
+                with pytest.raises(vhost.VhostError):
+                    await echo(fe, b"never")
 
-            nursery.start_soon(client)
-            await device.until_taken(1)
+        nursery.start_soon(client)
+        await device.until_taken(1)
     assert 0.2 <= trio.current_time() - start < 3
     assert "1 requests are in flight" in caplog.text
     caplog.clear()
@@ -523,7 +526,7 @@ async def test_stale_socket_file_is_replaced(tmp_path: Path) -> None:
     assert not os.path.exists(path)
 
 
-async def test_users_mistakes_get_a_sentence(tmp_path: Path) -> None:
+async def test_users_mistakes_get_a_sentence(tmp_path: Path, no_socket) -> None:
     async with vhost.open_server() as server:
         path = str(tmp_path / "s")
         await server.listen(Echo(), path)
@@ -539,8 +542,8 @@ async def test_users_mistakes_get_a_sentence(tmp_path: Path) -> None:
             await server.listen(Echo(), str(tmp_path / ("x" * 120)))
         with pytest.raises(vhost.SocketError, match="is not open"):
             await server.serve_fd(Echo(), 999)
-        with open(tmp_path / "file") as file, pytest.raises(vhost.SocketError, match="not a socket"):
-            await server.serve_fd(Echo(), file.fileno())
+        with pytest.raises(vhost.SocketError, match="not a socket"):
+            await server.serve_fd(Echo(), no_socket.fileno())
         with pytest.raises(ValueError, match="two devices are called"):
             await server.listen(Echo(), path + "2", name="echo")
         async with Frontend.connect(path) as fe:
