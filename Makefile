@@ -43,13 +43,13 @@ asan: ## the suite's C tests and fast tests under ASan and UBSan
 	@tools/setup test
 	@tools/sanitize
 
-stress: ## driver and device threads on one ring, longer than in the suite
-	@tools/setup test
-	@VHOST_STRESS=1 $(PYTEST) -q tests/c -k stress
+stress: ## minutes of driver and device threads on one ring, plain and under sanitizers
+	@tools/setup build
+	@$(MAKE) --no-print-directory -s -C tests/c OUT=$(CURDIR)/.cache/tests-c long
 
-fuzz: ## libFuzzer on the rings for FUZZ_SECONDS (60)
+fuzz: ## random input to rings and session for FUZZ_SECONDS (60) each
 	@tools/setup fuzz
-	@tests/fuzz/run $${FUZZ_SECONDS:-60}
+	@tools/fuzz $${FUZZ_SECONDS:-60}
 
 bench: ## compare with qemu-storage-daemon
 	@tools/setup test

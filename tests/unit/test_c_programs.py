@@ -53,6 +53,17 @@ def test_program(program: str, build_folder: Path) -> None:
     assert done.returncode == 0, f"{program} exited with {done.returncode}\n{done.stdout[-4000:]}{done.stderr[-8000:]}"
 
 
+@pytest.mark.timeout(300)
+def test_stress_under_tsan(build_folder: Path) -> None:
+    """Driver and device agree on every release and acquire, as ThreadSanitizer sees it."""
+    target = build_folder / "stress-tsan"
+    _make(f"OUT={build_folder}", str(target))
+    environment = {**os.environ, "TSAN_OPTIONS": "halt_on_error=1"}
+    arguments = [target, "3000", "0"]
+    done = subprocess.run(arguments, capture_output=True, text=True, check=False, timeout=240, env=environment)
+    assert done.returncode == 0, f"{done.stdout[-4000:]}{done.stderr[-8000:]}"
+
+
 def test_bench_runs(build_folder: Path) -> None:
     """The ring micro-benchmark works; its figures are not judged here."""
     target = build_folder / "bench_ring"
