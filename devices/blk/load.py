@@ -275,7 +275,8 @@ async def measure(target: Target, workload: Workload) -> Result:
             direct = not (workload.indirect and frontend.features_offered & VirtioFeature.INDIRECT_DESC)
             await frontend.start(
                 queues=workload.queues, size=_queue_size(workload, direct), packed=workload.packed,
-                event_idx=workload.event_idx, indirect=workload.indirect, features=DEVICE_FEATURES, serve=False, indirect_max=_INDIRECT_MAX,
+                event_idx=workload.event_idx, indirect=workload.indirect,
+                features=DEVICE_FEATURES, serve=False, indirect_max=_INDIRECT_MAX,
             )  # fmt: skip
             if frontend.features & _RO and (PATTERNS[workload.rw][0] != 100 or workload.verify):
                 raise VhostError("the disk is read-only; use read or randread without verification")
