@@ -130,7 +130,7 @@ def reset_device(state: SessionState, _message: Message) -> Plan:
         state.status = 0
 
     stops: list[Action] = [StopQueue(ring.index) for ring in state.started_rings]
-    return Plan([*stops, ResetDevice()], done, failed=lambda: done(None))
+    return Plan([*stops, ResetDevice()], done, fatal=True)
 
 
 def get_queue_num(state: SessionState, message: Message) -> Plan:

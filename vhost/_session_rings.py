@@ -44,7 +44,7 @@ def ring_areas(addr: VringAddr, size: int, *, packed: bool) -> tuple[_Area, ...]
     )
 
 
-def check_size(state: SessionState, ring: Ring, size: int) -> None:
+def check_size(state: SessionState, ring: Ring, size: int, *, layout_known: bool) -> None:
     """Refuse a ring size that the layout or the device cannot have. Spec: VIRTIO 1.3, 2.7 and 2.8.10.1."""
     if not 1 <= size <= MAX_QUEUE_SIZE:
         raise Refused(f"ring {ring.index}: size {size} is not in 1-{MAX_QUEUE_SIZE}")
@@ -53,7 +53,7 @@ def check_size(state: SessionState, ring: Ring, size: int) -> None:
             f"ring {ring.index}: size {size}, this device takes at most {state.device.max_queue_size}; "
             "choose a smaller queue size in the VMM"
         )
-    if state.features_set and not state.packed and size & (size - 1):
+    if layout_known and not state.packed and size & (size - 1):
         raise Refused(f"ring {ring.index}: size {size} of a split ring is not a power of two")
 
 
@@ -82,9 +82,11 @@ def _start(state: SessionState, ring: Ring) -> Plan | None:
     """Plan to start the ring if it has become complete, else None. `ring` is a copy with the news in it."""
     if ring.started or not ring.kicked or ring.size is None or ring.base is None or ring.addr is None:
         return None
-    check_size(state, ring, ring.size)
+    check_size(state, ring, ring.size, layout_known=True)
     _check_alignment(state, ring.addr)
     base = RingBase.decode(ring.base, packed=state.packed)
+    if not state.packed and ring.base > 0xFFFF:
+        raise Refused(f"ring {ring.index}: base {ring.base:#x} of a split ring has more than 16 bits")
     if state.packed and (base.avail >= ring.size or base.used >= ring.size):
         raise Refused(f"ring {ring.index}: base {ring.base:#x} lies outside its {ring.size} entries")
     check_in_memory(state, ring, state.regions)
@@ -123,7 +125,7 @@ def set_vring_num(state: SessionState, message: Message) -> Plan:
         if payload.num == ring.size:
             return Plan()
         raise Refused(f"ring {ring.index} is running with {ring.size} entries")
-    check_size(state, ring, payload.num)
+    check_size(state, ring, payload.num, layout_known=state.features_set)
     return _with(state, ring, size=payload.num)
 
 
@@ -210,14 +212,13 @@ def set_vring_enable(state: SessionState, message: Message) -> Plan:
     return Plan([EnableQueue(ring.index) if after else DisableQueue(ring.index)], done)
 
 
-def stop(ring: Ring, base: int | None) -> None:
+def _stopped(ring: Ring, base: int) -> None:
     """Forget what must be set up again; size and the base reached stay known."""
     ring.state = RingState.STOPPED
     ring.kicked = False
     ring.polled = False
     ring.addr = None
-    if base is not None:
-        ring.base = base
+    ring.base = base
 
 
 def _get_base(state: SessionState, message: Message, *, drain: bool) -> Plan:
@@ -227,15 +228,14 @@ def _get_base(state: SessionState, message: Message, *, drain: bool) -> Plan:
     running = ring.started
 
     def done(result: object) -> Message:
-        if running and not isinstance(result, int):
-            raise TypeError(f"StopQueue must return the ring's base, not {result!r}")
-        stop(ring, result if isinstance(result, int) and running else None)
+        if running:
+            if not isinstance(result, int):
+                raise TypeError(f"StopQueue must return the ring's base, not {result!r}")
+            _stopped(ring, result)
         return message.reply(VringState(ring.index, ring.base or 0))
 
-    def failed() -> None:
-        stop(ring, None)
-
-    return Plan([StopQueue(ring.index, drain)] if running else (), done, failed)
+    # A ring that does not stop leaves nothing true to answer.
+    return Plan([StopQueue(ring.index, drain)] if running else (), done, fatal=True)
 
 
 def get_vring_base(state: SessionState, message: Message) -> Plan:

@@ -141,12 +141,14 @@ class Plan:
         done: applied on success. Nothing of the session changes before.
         failed: applied when an action failed.
         silent: no acknowledgement, even if asked for.
+        fatal: a failed action closes the connection, whatever the table says.
     """
 
     actions: Sequence[Action] = ()
     done: Done | None = None
     failed: Callable[[], None] | None = None
     silent: bool = False
+    fatal: bool = False
 
 
 class RingState(Enum):

@@ -165,7 +165,10 @@ class GetSharedObject:
 
 @dataclass(frozen=True, slots=True)
 class SetMemTable:
-    """Replace guest memory; running rings go on in it. With postcopy, result: address of each mapping, in order."""
+    """Replace guest memory, wholly or not at all; running rings go on in it.
+
+    With postcopy, result: address of each mapping, in order.
+    """
 
     regions: tuple[Region, ...]
     postcopy: bool = False

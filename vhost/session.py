@@ -363,6 +363,10 @@ class Session:
             if plan.failed is not None:
                 plan.failed()
             refused = Refused(str(error) or type(error).__name__)
+            if plan.fatal:
+                _close_result(result)
+                self._closed = True
+                raise ProtocolError(refused.reason, message.request) from error
         if refused is not None:
             _close_result(result)
             return self._refuse(message, refused, plan)

@@ -329,12 +329,15 @@ def test_a_start_that_fails_unheard_closes() -> None:
     assert peer.session.closed
 
 
-def test_a_stop_that_fails_still_stops() -> None:
+@pytest.mark.parametrize(("request_", "payload"), [(F.GET_VRING_BASE, VringState(0, 0)), (F.RESET_DEVICE, None)])
+def test_a_stop_that_fails_closes(request_: F, payload: VringState | None) -> None:
+    """Whatever were answered would be untrue: requests may be in flight, memory may still be written."""
     peer = ready()
-    peer.start(0, base=7)
+    peer.start(0)
     peer.fail = (a.StopQueue,)
-    assert peer.ask(F.GET_VRING_BASE, VringState(0, 0)) == VringState(0, 0)
-    assert peer.session.started == ()
+    with pytest.raises(ProtocolError, match="told to fail"):
+        peer.send(request_, payload, need=True)
+    assert peer.session.closed
 
 
 # Rings that do not exist

@@ -146,10 +146,9 @@ def test_unknown_requests_stay_bytes() -> None:
     assert (decoded.request, decoded.payload, decoded.name) == (4711, b"\1\2\3", "message 4711")
 
 
-@pytest.mark.parametrize("request_", sorted(FRONTEND_SPECS))
+@pytest.mark.parametrize("request_", sorted(set(FRONTEND_SPECS) - {F.CREATE_CRYPTO_SESSION}))
 def test_every_front_end_request_refuses_odd_sizes(request_: int) -> None:
-    if request_ in {F.CREATE_CRYPTO_SESSION}:
-        pytest.skip("a crypto session's layout is not ours to judge")
+    """A crypto session's layout is not ours to judge."""
     sizes = [1, 7, 11, 39, 41]
     if request_ in {F.GET_CONFIG, F.SET_CONFIG}:
         sizes = [0, 1, 11]
