@@ -25,7 +25,7 @@ GUEST = CACHE / "guest"
 #: drivers a test may need; those built into a kernel or absent from it are passed over
 DRIVERS = ("virtio_pci", "virtio_blk", "virtio_rng", "ext4", "crc32c_generic")
 #: programs copied from this machine with their libraries, and the packages they are from; the rest is busybox
-TOOLS = {"mkfs.ext4": "e2fsprogs", "e2fsck": "e2fsprogs", "blkdiscard": "util-linux"}
+TOOLS = {"mkfs.ext4": "e2fsprogs", "e2fsck": "e2fsprogs", "resize2fs": "e2fsprogs", "blkdiscard": "util-linux"}
 #: the applets tests call by name; busybox runs any other as ``busybox NAME``
 APPLETS = """
 sh ash cat echo dd sha256sum md5sum cmp cp mv rm mkdir rmdir ls ln mount umount mknod sync sleep seq head tail grep sed

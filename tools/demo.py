@@ -1,0 +1,257 @@
+"""``make demo``: one process of ours serves devices, a Debian kernel in QEMU uses them, the host checks what is left.
+
+Everything is made below a temporary folder that goes at the end; logs of the last run stay in .cache/demo. Exit status
+0 when all went well, else 1 after one sentence that says what failed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import trio
+from guestlib import (
+    AssetError,
+    Backend,
+    GuestError,
+    QemuConfig,
+    QemuGuest,
+    VhostUser,
+    boot_qemu,
+    find_accel,
+    process,
+    system_qemu,
+    vhost,
+)
+from guestlib.backends import vhost_program
+from guestlib.checks import (
+    MIB,
+    Writer,
+    allocated,
+    assert_nothing_lost,
+    filesystem_roundtrip,
+    has_feature,
+    host_agrees,
+    make_image,
+    wait_size,
+)
+from guestlib.debian import CACHE
+from rich.console import Console
+from rich.table import Table
+
+CONFIG = """\
+[server]
+control = "{folder}/control.sock"
+workers = 2
+
+[[device]]
+type = "blk"
+name = "root"
+socket-path = "{folder}/root.sock"
+blk-file = "{folder}/root.img"
+num-queues = 2
+
+[[device]]
+type = "blk"
+name = "scratch"
+socket-path = "{folder}/scratch.sock"
+store = "memory:64M"
+"""
+
+
+@dataclass
+class Row:
+    """One line of the final table."""
+
+    device: str
+    guest: str
+    host: str
+    seconds: float
+
+
+class Demo:
+    """The run: where things are, and what has been shown so far."""
+
+    def __init__(self, console: Console, folder: Path) -> None:
+        self.console = console
+        self.folder = folder
+        self.rows: list[Row] = []
+        self.image = make_image(folder / "root.img", 128)
+        self.config = folder / "demo.toml"
+        self.config.write_text(CONFIG.format(folder=folder))
+
+    @contextlib.asynccontextmanager
+    async def served(self, life: str) -> AsyncIterator[Backend]:
+        """The one server process; ``life`` names its log."""
+        sockets = [self.folder / "root.sock", self.folder / "scratch.sock", self.folder / "control.sock"]
+        async with vhost(self.folder, sockets, "serve", self.config, name=life, clean=False) as server:
+            yield server
+
+    async def control(self, method: str, *params: str) -> str:
+        """``vhost ctl``; its output."""
+        words = [str(vhost_program()), "ctl", "-s", str(self.folder / "control.sock"), method, *params]
+        done = await trio.run_process(words, capture_stdout=True, capture_stderr=True, check=False)
+        if done.returncode != 0:
+            raise GuestError(f"vhost ctl {method}: {done.stderr.decode().strip()}")
+        return done.stdout.decode()
+
+    async def step(self, device: str, guest: str, host: str, work: Callable[[], Awaitable[str | None]]) -> None:
+        """Show that ``work`` is under way, do it, add its row; it may return a better text for the host's column."""
+        begun = time.monotonic()
+        with self.console.status(f"[bold]{device}[/]: {guest} …"):
+            try:
+                said = await work()
+            except AssertionError as error:
+                raise GuestError(f"{device}: {guest}: {error}") from error
+        self.rows.append(Row(device, guest, said or host, time.monotonic() - begun))
+        self.console.print(f"[green]✓[/] {device}: {guest}")
+
+    def table(self) -> Table:
+        """What was shown."""
+        table = Table(title="What the guest did and what the host found", title_justify="left")
+        table.add_column("device")
+        table.add_column("the guest")
+        table.add_column("checked on the host")
+        table.add_column("seconds", justify="right")
+        for row in self.rows:
+            table.add_row(row.device, row.guest, row.host, f"{row.seconds:.1f}")
+        return table
+
+
+async def _show(demo: Demo, guest: QemuGuest, server: Backend, lives: contextlib.AsyncExitStack) -> Backend:
+    """All that the guest does with the devices; the server process that lives at the end."""
+    image = demo.image
+
+    async def file_system() -> str:
+        sha = await filesystem_roundtrip(guest, mebibytes=16)
+        host_agrees(image, sha)
+        return f"e2fsck of the image; SHA-256 {sha[:12]}… of the file in it"
+
+    async def resize() -> None:
+        await demo.control("resize", "device=root", f"size={192 * MIB}")
+        await wait_size(guest, "vda", 192 * MIB)
+        await guest.run(
+            "mount /dev/vda /mnt && resize2fs /dev/vda 2>/dev/null && df -m /mnt | grep -q ' 1[78]. ' && umount /mnt"
+        )
+        host_agrees(image, hashlib.sha256(await _host_data(image)).hexdigest())
+
+    async def trim() -> str:
+        await guest.run("mount /dev/vda /mnt && dd if=/dev/zero of=/mnt/big bs=1M count=32 2>/dev/null && sync")
+        full = allocated(image)
+        await guest.run("rm /mnt/big && sync && fstrim /mnt && umount /mnt")
+        back = full - allocated(image)
+        assert back >= 24 * MIB, f"only {back // MIB} MiB came back"
+        return f"the image takes {back // MIB} MiB less"
+
+    async def packed() -> str:
+        assert await has_feature(guest, 34, "vdb"), "the ring is not packed"
+        await guest.run("guestio write /dev/vdb 0 4096 8192 8 1024 && guestio verify /dev/vdb 0 4096 8192", timeout=120)
+        return "-"
+
+    async def crash() -> str:
+        nonlocal server
+        writer = Writer(guest, "/dev/vda", first=0, blocks=2000)
+        await writer.start()
+        steps = await writer.beyond(500)
+        await server.kill()
+        assert_nothing_lost(image, first=0, blocks=2000, synced=steps)
+        server = await lives.enter_async_context(demo.served("vhost-2"))
+        await writer.beyond(steps + 500)
+        steps = await writer.stop()
+        assert_nothing_lost(image, first=0, blocks=2000, synced=steps)
+        return f"all {steps} writes of the guest are in the image"
+
+    await demo.step("disk (2 split queues)", "mkfs.ext4, write, read back, fsck", "", file_system)
+    await demo.step(
+        "disk (2 split queues)", "sees the disk grow to 192 MiB, resizes its file system", "e2fsck of the image", resize
+    )
+    await demo.step("disk (2 split queues)", "trims what it deleted", "", trim)
+    await demo.step("memory disk (packed ring)", "writes and verifies 32 MiB, 8 at a time", "", packed)
+    await demo.step("disk (2 split queues)", "writes on while the back-end is killed and started again", "", crash)
+    return server
+
+
+async def _host_data(image: Path) -> bytes:
+    from guestlib.checks import host_file
+
+    return host_file(image, "/data")
+
+
+async def _run(console: Console, folder: Path) -> None:
+    begun = time.monotonic()
+    demo = Demo(console, folder)
+    with console.status("Finding out whether KVM boots a kernel here …"):
+        accel = await find_accel(system_qemu())
+    async with contextlib.AsyncExitStack() as lives:
+        server = await lives.enter_async_context(demo.served("vhost-1"))
+        devices = (
+            VhostUser(folder / "root.sock", num_queues=2, reconnect=True),
+            VhostUser(folder / "scratch.sock", packed=True, reconnect=True),
+        )
+        async with contextlib.AsyncExitStack() as machine:
+            guests: list[QemuGuest] = []
+
+            async def boot() -> str:
+                guests.append(
+                    await machine.enter_async_context(boot_qemu(QemuConfig(devices=devices), folder, name="guest"))
+                )
+                return f"QEMU with {accel.upper()}, one vhost process for both disks"
+
+            await demo.step("machine", "boots a Debian kernel", "", boot)
+            guest = guests[0]
+            release = await guest.output("uname -r")
+            demo.rows[-1].guest += f" ({release})"
+            server = await _show(demo, guest, server, lives)
+
+            async def end() -> None:
+                await guest.power_off()
+                status = await server.terminate()
+                assert status == 0, f"the back-end ended with status {status}\n{server.log[-500:]}"
+
+            await demo.step("machine", "powers off", "SIGTERM ends the back-end with status 0", end)
+    console.print(demo.table())
+    console.print(f"All well after {time.monotonic() - begun:.0f} s.")
+
+
+def _one_sentence(error: BaseException) -> str:
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    text = str(error).strip() or type(error).__name__
+    first, *rest = [line.strip() for line in text.splitlines() if line.strip()]
+    return f"{first}: {rest[-1]}" if rest else first
+
+
+def main() -> int:
+    """Run the demo; its exit status."""
+    console = Console()
+    kept = CACHE / "demo"
+    with tempfile.TemporaryDirectory(prefix="vhostkit-demo-") as name:
+        folder = Path(name)
+        try:
+            trio.run(_run, console, folder)
+        except KeyboardInterrupt:
+            console.print("Stopped.")
+            return 130
+        except (AssetError, GuestError, OSError, BaseExceptionGroup) as error:
+            shutil.rmtree(kept, ignore_errors=True)
+            kept.mkdir(parents=True)
+            for _, log in process.LOGS:
+                if log.exists():
+                    shutil.copy(log, kept / log.name)
+                console_log = log.with_name("console.log")
+                if console_log.exists():
+                    shutil.copy(console_log, kept / "console.log")
+            console.print(f"[red]The demo failed:[/] {_one_sentence(error)} (logs: {kept})", soft_wrap=True)
+            return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
