@@ -32,8 +32,7 @@ static struct ring_chain *packed_move(struct ring_vq *vq, const struct ring_chai
  * A list that begins with the copied descriptor @d, in ring order: descriptor @k comes from ring slot @pos + k, or from
  * the inflight record when @entry >= 0. Fills *@nr_desc and *@id. The copies are kept if there is a record to feed.
  */
-VQ_INLINE int packed_walk(struct vq_walk *w, uint64_t d[2], uint32_t pos, int32_t entry, uint32_t *nr_desc,
-			  uint16_t *g_id, const bool slow)
+static int packed_walk(struct vq_walk *w, uint64_t d[2], uint32_t pos, int32_t entry, uint32_t *nr_desc, uint16_t *g_id)
 {
 	struct ring_vq *vq = w->vq;
 	uint32_t seen;
@@ -42,7 +41,7 @@ VQ_INLINE int packed_walk(struct vq_walk *w, uint64_t d[2], uint32_t pos, int32_
 	for (seen = 1;; seen++) {
 		uint32_t flags = (uint32_t)(d[1] >> 48);
 
-		if (slow && vq->inflight.region != NULL && entry < 0) {
+		if (vq->inflight.region != NULL && entry < 0) {
 			vq->inflight.copies[seen - 1][0] = d[0];
 			vq->inflight.copies[seen - 1][1] = d[1];
 		}
@@ -64,7 +63,7 @@ VQ_INLINE int packed_walk(struct vq_walk *w, uint64_t d[2], uint32_t pos, int32_
 			w->detail = seen;
 			return -RING_E_LOOP;
 		}
-		if (slow && entry >= 0) {
+		if (entry >= 0) {
 			entry = vq->inflight.next[entry];
 			inflight_load(vq, (uint32_t)entry, d);
 			continue;
@@ -76,125 +75,164 @@ VQ_INLINE int packed_walk(struct vq_walk *w, uint64_t d[2], uint32_t pos, int32_
 	}
 }
 
-/* Take one chain: @room slots may still be taken. Returns 0 and *@out, or negative. */
-VQ_INLINE int packed_take(struct vq_walk *w, uint64_t d[2], uint32_t pos, int32_t entry, uint32_t room,
-			  struct ring_chain **out, const bool slow)
+/* What a whole list must still pass. 0 or negative. */
+VQ_INLINE int packed_check(const struct ring_vq *vq, uint32_t nr_desc, uint32_t room, uint16_t g_id, uint64_t *detail)
 {
-	struct ring_vq *vq = w->vq;
+	if (vq_unlikely(nr_desc > room)) {	/* the driver wrapped onto slots it has not got back */
+		*detail = nr_desc;
+		return -RING_E_AVAIL;
+	}
+	if (vq_unlikely(g_id >= vq->size)) {
+		*detail = g_id;
+		return -RING_E_ID;
+	}
+	if (vq_unlikely(vq->slots[g_id].state != VQ_CHAIN_FREE)) {
+		*detail = g_id;
+		return -RING_E_DUP;
+	}
+	return 0;
+}
+
+/* Take one chain the careful way: @room slots may still be taken. Returns 0 and *@out, or negative. */
+static __attribute__((noinline)) int packed_take(struct ring_vq *vq, const uint64_t head[2], uint32_t pos,
+						 int32_t entry, uint32_t room, struct ring_chain **out,
+						 uint64_t *detail)
+{
+	uint64_t d[2] = { head[0], head[1] };
 	uint16_t g_guess = (uint16_t)(d[1] >> 32), g_id = g_guess;
 	struct ring_chain *chain = &vq->scratch;
+	struct vq_walk w;
 	uint32_t nr_desc = 0;
 	int rc;
 
-	if (vq_likely(g_guess < vq->size && vq->slots[g_guess].state == VQ_CHAIN_FREE))
+	if (g_guess < vq->size && vq->slots[g_guess].state == VQ_CHAIN_FREE)
 		chain = &vq->slots[g_guess];
-	walk_begin(w, chain);
-	rc = packed_walk(w, d, pos, entry, &nr_desc, &g_id, slow);
-	if (vq_unlikely(rc))
-		goto bad;
-	if (vq_unlikely(nr_desc > room)) {	/* the driver wrapped onto slots it has not got back */
-		w->detail = nr_desc;
-		rc = -RING_E_AVAIL;
-		goto bad;
+	walk_init(&w, vq);
+	walk_begin(&w, chain);
+	rc = packed_walk(&w, d, pos, entry, &nr_desc, &g_id);
+	if (!rc)
+		rc = packed_check(vq, nr_desc, room, g_id, &w.detail);
+	if (rc) {
+		walk_undo(&w);
+		*detail = w.detail;
+		return rc;
 	}
-	if (vq_unlikely(g_id >= vq->size)) {
-		w->detail = g_id;
-		rc = -RING_E_ID;
-		goto bad;
-	}
-	if (vq_unlikely(vq->slots[g_id].state != VQ_CHAIN_FREE)) {
-		w->detail = g_id;
-		rc = -RING_E_DUP;
-		goto bad;
-	}
-	walk_end(w);
-	if (vq_unlikely(chain != &vq->slots[g_id]))
+	walk_end(&w);
+	walk_fini(&w);
+	if (chain != &vq->slots[g_id])
 		chain = packed_move(vq, chain, g_id);
 	chain->id = g_id;
 	chain->nr_desc = (uint16_t)nr_desc;	/* <= size <= 2^15 */
 	*out = chain;
 	return 0;
-bad:
-	walk_undo(w);
-	return rc;
+}
+
+/* The fast way, or NULL. */
+VQ_INLINE struct ring_chain *packed_take_fast(struct ring_vq *vq, struct vq_near *near, const uint64_t head[2],
+					      uint32_t pos, uint32_t room)
+{
+	uint16_t g_guess = (uint16_t)(head[1] >> 32), g_id;
+	struct ring_chain *chain;
+	uint32_t nr_desc;
+
+	if (vq_unlikely(g_guess >= vq->size))
+		return NULL;
+	chain = &vq->slots[g_guess];
+	if (vq_unlikely(chain->state != VQ_CHAIN_FREE ||
+			!walk_fast(vq, near, chain, head, pos, &nr_desc, &g_id, true)))
+		return NULL;
+	if (vq_unlikely(nr_desc > room || g_id != g_guess))
+		return NULL;
+	chain->id = g_guess;
+	chain->nr_desc = (uint16_t)nr_desc;
+	return chain;
 }
 
 VQ_INLINE int packed_pop_ring(struct ring_vq *vq, struct ring_chain **chains, int max, const bool slow)
 {
-	struct vq_walk w;
-	uint32_t pos = vq->avail_pos, ahead;
+	struct vq_near near;
+	uint32_t pos = vq->avail_pos, room = vq->size - vq->taken, stride = vq->stride;
 	uint8_t wrap = vq->avail_wrap;
-	uint64_t d[2];
+	uint64_t d[2], detail = 0;
 	int got, rc = 0;
 
 	/* Pairs with the driver's release of the head's flags: the whole list is there. */
 	d[1] = shm_load64_acquire(vq->desc + (size_t)VQ_DESC_BYTES * pos + 8);
 	if (!packed_is_avail(d[1], wrap))
 		return 0;
-	walk_init(&w, vq);
-	for (got = 0; got < max;) {
+	near_init(&near, vq);
+	for (got = 0;;) {
+		struct ring_chain *chain = NULL;
+		uint32_t ahead = pos + 4 * stride;
+
 		d[0] = shm_load64(vq->desc + (size_t)VQ_DESC_BYTES * pos);
-		/* A hint and nothing more: the ring line, and what an indirect descriptor of a later chain points to. */
-		ahead = pos + 4 * vq->stride;
+		/* A hint and nothing more: the ring line, and what a descriptor of a later chain points to. */
 		if (vq_likely(ahead < vq->size)) {
-			walk_prefetch(&w, shm_load64(vq->desc + (size_t)VQ_DESC_BYTES * ahead));
-			__builtin_prefetch(vq->desc + (size_t)VQ_DESC_BYTES * (ahead + 4 * vq->stride));
+			near_prefetch(&near, shm_load64(vq->desc + (size_t)VQ_DESC_BYTES * ahead));
+			__builtin_prefetch(vq->desc + (size_t)VQ_DESC_BYTES * (ahead + 4 * stride));
 		}
-		rc = packed_take(&w, d, pos, -1, vq->size - vq->taken, &chains[got], slow);
-		if (vq_unlikely(rc))
-			break;
-		vq->taken += chains[got]->nr_desc;
-		vq->stride = chains[got]->nr_desc;
-		pos += chains[got]->nr_desc;
+		if (!slow)
+			chain = packed_take_fast(vq, &near, d, pos, room);
+		if (slow || vq_unlikely(chain == NULL)) {
+			rc = packed_take(vq, d, pos, -1, room, &chain, &detail);
+			if (vq_unlikely(rc))
+				break;
+		}
+		stride = chain->nr_desc;
+		room -= stride;
+		pos += stride;
 		if (pos >= vq->size) {
 			pos -= vq->size;
 			wrap ^= 1;
 		}
+		chains[got] = chain;
 		if (slow && vq->inflight.region != NULL)
-			inflight_popped(vq, chains[got]);
-		vq_taken(vq, chains[got]);
+			inflight_popped(vq, chain);
+		vq_taken(vq, chain, vq->popped + (uint32_t)got);
 		if (++got == max)
 			break;
 		d[1] = shm_load64_acquire(vq->desc + (size_t)VQ_DESC_BYTES * pos + 8);	/* as above */
 		if (!packed_is_avail(d[1], wrap))
 			break;
 	}
-	walk_fini(&w);
 	vq->avail_pos = pos;
 	vq->avail_wrap = wrap;
-	return vq_likely(!rc) ? got : vq_pop_stopped(vq, got, rc, w.detail);
+	vq->taken = vq->size - room;
+	vq->stride = stride;
+	vq->popped += (uint32_t)got;
+	vq->in_flight += (uint32_t)got;
+	return vq_likely(!rc) ? got : vq_pop_stopped(vq, got, rc, detail);
 }
 
 /* Chains that were in flight when an earlier run ended, from the inflight record's copies of their descriptors. */
 static int packed_pop_resubmit(struct ring_vq *vq, struct ring_chain **chains, int max)
 {
 	struct vq_inflight *inf = &vq->inflight;
-	struct vq_walk w;
-	uint64_t d[2];
+	uint64_t d[2], detail = 0;
 	int got, rc = 0;
 
-	walk_init(&w, vq);
 	for (got = 0; got < max && vq->popped < inf->nr_resubmit; got++) {
 		const struct vq_resubmit *again = &inf->resubmit[vq->popped];
 
 		inflight_load(vq, again->entry, d);
 		/* the slots were counted at start */
-		rc = packed_take(&w, d, 0, again->entry, vq->size, &chains[got], true);
+		rc = packed_take(vq, d, 0, again->entry, vq->size, &chains[got], &detail);
 		if (!rc && chains[got]->nr_desc != again->num) {
 			vq_free_block(vq, chains[got]);
 			rc = -RING_E_INFLIGHT;	/* flags changed under us */
-			w.detail = again->entry;
+			detail = again->entry;
 		}
 		if (rc)
 			break;
 		chains[got]->inflight = again->entry;
-		vq_taken(vq, chains[got]);
+		vq_taken(vq, chains[got], vq->popped);
+		vq->popped++;
+		vq->in_flight++;
 	}
-	walk_fini(&w);
 	if (vq->popped >= inf->nr_resubmit)
 		vq->slow &= ~(uint32_t)VQ_SLOW_RESUBMIT;
 	vq_stat_add(&vq->stats.resubmitted, (uint64_t)got);
-	return rc ? vq_pop_stopped(vq, got, rc, w.detail) : got;
+	return rc ? vq_pop_stopped(vq, got, rc, detail) : got;
 }
 
 static __attribute__((noinline)) int packed_pop_slow(struct ring_vq *vq, struct ring_chain **chains, int max)

@@ -46,33 +46,52 @@ VQ_INLINE int split_walk(struct vq_walk *w, uint64_t d[2])
 	}
 }
 
-/* The chain at @head, whose descriptor was copied to @d. */
-VQ_INLINE int split_take(struct vq_walk *w, uint16_t head, uint64_t d[2])
+/* The chain at @head, whose descriptor was copied to @d: the careful way. */
+static __attribute__((noinline)) int split_take(struct ring_vq *vq, uint16_t head, const uint64_t copy[2],
+						uint64_t *detail)
 {
-	struct ring_vq *vq = w->vq;
 	struct ring_chain *chain = &vq->slots[head];
+	uint64_t d[2] = { copy[0], copy[1] };
+	struct vq_walk w;
 	int rc;
 
 	if (vq_unlikely(chain->state != VQ_CHAIN_FREE)) {
-		w->detail = head;
+		*detail = head;
 		return -RING_E_DUP;
 	}
-	walk_begin(w, chain);
-	rc = split_walk(w, d);
+	walk_init(&w, vq);
+	walk_begin(&w, chain);
+	rc = split_walk(&w, d);
 	if (vq_unlikely(rc)) {
-		walk_undo(w);
+		walk_undo(&w);
+		*detail = w.detail;
 		return rc;
 	}
-	walk_end(w);
+	walk_end(&w);
+	walk_fini(&w);
 	chain->id = head;
 	chain->nr_desc = 1;
 	return 0;
 }
 
+/* Heads of a run, and their descriptors on the way into the cache. */
+VQ_INLINE void split_heads(const struct ring_vq *vq, uint16_t from, uint32_t run, uint16_t g_head[])
+{
+	uint32_t i;
+
+	for (i = 0; i < run; i++) {
+		g_head[i] = shm_load16(vq->avail + VQ_AVAIL_RING + 2 * ((from + i) & vq->mask));
+		if (vq_likely(g_head[i] < vq->size)) {
+			__builtin_prefetch(vq->desc + (size_t)VQ_DESC_BYTES * g_head[i]);
+			__builtin_prefetch(&vq->slots[g_head[i]], 1);
+		}
+	}
+}
+
 VQ_INLINE int split_pop_ring(struct ring_vq *vq, struct ring_chain **chains, int max, const bool slow)
 {
-	struct vq_walk w;
-	uint64_t d[SPLIT_RUN][2];
+	struct vq_near near;
+	uint64_t d[SPLIT_RUN][2], detail = 0;
 	uint16_t g_head[SPLIT_RUN];
 	uint16_t last = vq->last_avail;
 	/* Pairs with the driver's release of avail->idx: heads and descriptors are there. */
@@ -85,74 +104,75 @@ VQ_INLINE int split_pop_ring(struct ring_vq *vq, struct ring_chain **chains, int
 	if (vq_unlikely(g_new > vq->size))
 		return vq_pop_stopped(vq, 0, -RING_E_AVAIL, g_new);
 	n = g_new < (uint32_t)max ? g_new : (uint32_t)max;
-	walk_init(&w, vq);
+	near_init(&near, vq);
 	for (; got < n; got += run) {
 		run = n - got < SPLIT_RUN ? n - got : SPLIT_RUN;
-		for (i = 0; i < run; i++) {
-			uint32_t at = (last + i) & vq->mask;
-
-			g_head[i] = shm_load16(vq->avail + VQ_AVAIL_RING + 2 * at);
-			if (vq_likely(g_head[i] < vq->size)) {
-				__builtin_prefetch(vq->desc + (size_t)VQ_DESC_BYTES * g_head[i]);
-				__builtin_prefetch(&vq->slots[g_head[i]], 1);
-			}
-		}
+		split_heads(vq, last, run, g_head);
 		for (i = 0; i < run; i++) {
 			if (vq_unlikely(g_head[i] >= vq->size))	/* refused below */
 				continue;
 			shm_load_desc(d[i], vq->desc + (size_t)VQ_DESC_BYTES * g_head[i]);
-			walk_prefetch(&w, d[i][0]);	/* indirect table, or the request's header */
+			near_prefetch(&near, d[i][0]);	/* indirect table, or the request's header */
 		}
 		for (i = 0; i < run; i++) {
-			uint16_t head = g_head[i];
+			uint16_t head = g_head[i], unused;
+			struct ring_chain *chain;
+			uint32_t nr_desc;
 
 			if (vq_unlikely(head >= vq->size)) {	/* VIRTIO 1.3, 2.7.6 */
-				w.detail = head;
+				detail = head;
 				rc = -RING_E_HEAD;
-			} else {
-				rc = split_take(&w, head, d[i]);
-			}
-			if (vq_unlikely(rc)) {
-				got += i;
 				goto out;
 			}
-			last++;	/* wraps on purpose */
-			chains[got + i] = &vq->slots[head];
+			chain = &vq->slots[head];
+			if (!slow && vq_likely(chain->state == VQ_CHAIN_FREE &&
+					       walk_fast(vq, &near, chain, d[i], 0, &nr_desc, &unused, false))) {
+				chain->id = head;
+				chain->nr_desc = 1;
+			} else {
+				rc = split_take(vq, head, d[i], &detail);
+				if (vq_unlikely(rc))
+					goto out;
+			}
+			chains[got + i] = chain;
 			if (slow && vq->inflight.region != NULL)
-				inflight_popped(vq, chains[got + i]);
-			vq_taken(vq, chains[got + i]);
+				inflight_popped(vq, chain);
+			vq_taken(vq, chain, vq->popped + got + i);
 		}
+		last = (uint16_t)(last + run);	/* wraps on purpose */
 	}
+	i = 0;
 out:
-	walk_fini(&w);
-	vq->last_avail = last;
-	return vq_likely(!rc) ? (int)got : vq_pop_stopped(vq, (int)got, rc, w.detail);
+	got += i;
+	vq->last_avail = (uint16_t)(last + i);
+	vq->popped += got;
+	vq->in_flight += got;
+	return vq_likely(!rc) ? (int)got : vq_pop_stopped(vq, (int)got, rc, detail);
 }
 
 /* Chains that were in flight when an earlier run ended; last_avail stands behind them already. */
 static int split_pop_resubmit(struct ring_vq *vq, struct ring_chain **chains, int max)
 {
 	struct vq_inflight *inf = &vq->inflight;
-	struct vq_walk w;
-	uint64_t d[2];
+	uint64_t d[2], detail = 0;
 	int got, rc = 0;
 
-	walk_init(&w, vq);
 	for (got = 0; got < max && vq->popped < inf->nr_resubmit; got++) {
 		uint16_t head = inf->resubmit[vq->popped].entry;	/* < size, see inflight_start() */
 
 		shm_load_desc(d, vq->desc + (size_t)VQ_DESC_BYTES * head);
-		rc = split_take(&w, head, d);
+		rc = split_take(vq, head, d, &detail);
 		if (rc)
 			break;
 		chains[got] = &vq->slots[head];
-		vq_taken(vq, chains[got]);
+		vq_taken(vq, chains[got], vq->popped);
+		vq->popped++;
+		vq->in_flight++;
 	}
-	walk_fini(&w);
 	if (vq->popped >= inf->nr_resubmit)
 		vq->slow &= ~(uint32_t)VQ_SLOW_RESUBMIT;
 	vq_stat_add(&vq->stats.resubmitted, (uint64_t)got);
-	return rc ? vq_pop_stopped(vq, got, rc, w.detail) : got;
+	return rc ? vq_pop_stopped(vq, got, rc, detail) : got;
 }
 
 static __attribute__((noinline)) int split_pop_slow(struct ring_vq *vq, struct ring_chain **chains, int max)

@@ -231,13 +231,11 @@ VQ_INLINE void packed_stage(struct ring_vq *vq, uint16_t id, uint32_t nr_desc, u
 	}
 }
 
-/* A popped chain takes its place; the last step of a pop. */
-VQ_INLINE void vq_taken(struct ring_vq *vq, struct ring_chain *chain)
+/* A popped chain takes its place as number @seq; the caller counts it in popped and in_flight. */
+VQ_INLINE void vq_taken(struct ring_vq *vq, struct ring_chain *chain, uint64_t seq)
 {
 	chain->state = VQ_CHAIN_POPPED;
-	vq->order[vq->popped & vq->order_mask] = chain->id;
-	vq->popped++;
-	vq->in_flight++;
+	vq->order[seq & vq->order_mask] = chain->id;
 	if (chain->nr_out)	/* every device reads the start of a request next */
 		__builtin_prefetch(chain->iov->base);
 }
