@@ -6,7 +6,9 @@
  * issued - done the number of operations under way.
  */
 #include <errno.h>
+#include <stdatomic.h>
 #include <string.h>
+#include <sys/eventfd.h>
 #include <unistd.h>
 
 #include "ring/csrc/uring.h"
@@ -60,9 +62,20 @@ int ring_uring_open(struct ring_uring *u)
 
 	if (!u->entries)
 		return 0;
+	u->event_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
+	if (u->event_fd < 0)
+		return -errno;
 	rc = setup(&u->ring, u->entries, u->flags);
-	if (rc < 0)
+	if (rc == 0) {
+		rc = io_uring_register_eventfd(&u->ring, u->event_fd);
+		if (rc < 0)
+			io_uring_queue_exit(&u->ring);
+	}
+	if (rc < 0) {
+		close(u->event_fd);
 		return rc;
+	}
+	ring_uring_deaf(u);
 	u->live = true;
 	u->issued = 0;
 	u->done = 0;
@@ -77,6 +90,7 @@ void ring_uring_close(struct ring_uring *u)
 	if (!u->live)
 		return;
 	io_uring_queue_exit(&u->ring);
+	close(u->event_fd);
 	u->live = false;
 }
 
@@ -157,4 +171,18 @@ struct io_uring_sqe *ring_uring_sqe(struct ring_uring *u)
 	}
 	u->issued++;
 	return sqe;
+}
+
+bool ring_uring_listen(struct ring_uring *u)
+{
+	io_uring_cq_eventfd_toggle(&u->ring, true);
+	/* pairs with the kernel, which posts (or marks deferred work) before it looks whether we listen */
+	atomic_thread_fence(memory_order_seq_cst);
+	return io_uring_cq_ready(&u->ring) ||
+	       (IO_URING_READ_ONCE(*u->ring.sq.kflags) & (IORING_SQ_TASKRUN | IORING_SQ_CQ_OVERFLOW));
+}
+
+void ring_uring_deaf(struct ring_uring *u)
+{
+	io_uring_cq_eventfd_toggle(&u->ring, false);
 }

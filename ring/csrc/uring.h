@@ -30,6 +30,7 @@ struct ring_uring {
 	bool have_files;
 	unsigned flags;			/* set-up flags the kernel takes: found once */
 	unsigned entries;		/* 0: none wanted, or none to be had */
+	int event_fd;			/* for epoll: with DEFER_TASKRUN the ring's own fd does not report deferred work */
 	uint64_t issued;		/* entries handed out, worker thread */
 	uint64_t done;			/* completions seen, worker thread */
 	struct ring_uring_file files[URING_FILES];
@@ -47,5 +48,8 @@ unsigned ring_uring_reap(struct ring_uring *u);
 /* Submit what was prepared, if anything. Returns 1 if the kernel was called. */
 int ring_uring_submit(struct ring_uring *u);
 struct io_uring_sqe *ring_uring_sqe(struct ring_uring *u);
+/* About to sleep: completions signal the eventfd from now on. Returns true if some are there already: do not sleep. */
+bool ring_uring_listen(struct ring_uring *u);
+void ring_uring_deaf(struct ring_uring *u);
 
 #endif

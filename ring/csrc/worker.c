@@ -199,11 +199,11 @@ static int pin(const struct ring_worker *w, cpu_set_t *before)
 
 static int watch_uring(struct ring_worker *w)
 {
-	struct epoll_event ev = { .events = EPOLLIN, .data.u64 = EVENT_URING };
+	struct epoll_event ev = { .events = EPOLLIN | EPOLLET, .data.u64 = EVENT_URING };	/* never read */
 
 	if (!w->uring.live)
 		return 0;
-	return epoll_ctl(w->epfd, EPOLL_CTL_ADD, w->uring.ring.ring_fd, &ev) < 0 ? -errno : 0;
+	return epoll_ctl(w->epfd, EPOLL_CTL_ADD, w->uring.event_fd, &ev) < 0 ? -errno : 0;
 }
 
 int ring_worker_run(struct ring_worker *w)

@@ -449,15 +449,18 @@ static void sleep_now(struct ring_worker *w)
 {
 	struct epoll_event events[WORKER_EVENTS];
 	uint64_t quiet = quiet_ns(w);
+	bool waiting = w->uring.live && w->uring.issued != w->uring.done;
 	int n = 0;
 
 	/* pairs with worker.c, worker_call() */
 	atomic_store(&w->sleeping, 1);
-	if (!atomic_load(&w->attention)) {
+	if (!(waiting && ring_uring_listen(&w->uring)) && !atomic_load(&w->attention)) {
 		worker_count(&w->stats.sleeps, 1);
 		n = wait_events(w->epfd, events, quiet);
 	}
 	atomic_store_explicit(&w->sleeping, 0, memory_order_relaxed);
+	if (waiting)
+		ring_uring_deaf(&w->uring);
 	w->now_ns = ring_now_ns();
 	w->armed_look_ns = w->now_ns;
 	handle_events(w, events, n);

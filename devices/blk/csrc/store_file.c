@@ -1,0 +1,139 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * store_file.c - files and block devices, by io_uring; where a worker has none, by blocking calls on its thread.
+ */
+#include <fcntl.h>
+#include <linux/falloc.h>
+#include <stdlib.h>
+#include <sys/uio.h>
+#include <unistd.h>
+
+#include <liburing.h>
+
+#include "devices/blk/csrc/blk_int.h"
+
+struct file {
+	struct blk_store store;	/* must be first */
+	int fd;
+};
+
+static int fallocate_mode(const struct blk_req *req)
+{
+	/* the size of the file never changes by what a guest does */
+	if (req->sub == BLK_ZERO && !req->unmap)
+		return FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE;
+	return FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE;
+}
+
+/* What one call can move: the result is an int. */
+static uint32_t limit(const struct blk_req *req)
+{
+	return (uint32_t)(req->x_len > INT32_MAX / 4096 * 4096 ? INT32_MAX / 4096 * 4096 : req->x_len);
+}
+
+static int blocking(const struct file *f, const struct blk_req *req)
+{
+	const struct iovec *iov = (const struct iovec *)(const void *)req->x_iov;
+	ssize_t rc;
+
+	switch (req->sub) {
+	case BLK_READ:
+		rc = preadv2(f->fd, iov, (int)req->x_nr, (off_t)req->offset, 0);
+		break;
+	case BLK_WRITE:
+		rc = pwritev2(f->fd, iov, (int)req->x_nr, (off_t)req->offset, req->durable ? RWF_DSYNC : 0);
+		break;
+	case BLK_FLUSH:
+		rc = fdatasync(f->fd);
+		break;
+	default:
+		rc = fallocate(f->fd, fallocate_mode(req), (off_t)req->offset, (off_t)req->x_len);
+		break;
+	}
+	return rc < 0 ? -errno : (int)rc;
+}
+
+/* The file's slot in the io_uring of the queue's worker; asked for again when that is a new one. */
+static int fixed_file(const struct file *f, struct blk_queue *q)
+{
+	struct ring_worker *w = q->source.worker;
+	struct ring_worker_head *head = ring_worker_head(w);
+
+	if (blk_unlikely(q->fixed_gen != head->uring_gen)) {
+		q->fixed_gen = head->uring_gen;
+		q->fixed = head->api->file(w, &q->source, f->fd);
+	}
+	return q->fixed;
+}
+
+static void prep(struct io_uring_sqe *sqe, const struct blk_req *req, int fd)
+{
+	const struct iovec *iov = (const struct iovec *)(const void *)req->x_iov;
+
+	switch (req->sub) {
+	case BLK_READ:
+		if (req->x_nr == 1)
+			io_uring_prep_read(sqe, fd, iov->iov_base, limit(req), req->offset);
+		else
+			io_uring_prep_readv(sqe, fd, iov, req->x_nr, req->offset);
+		break;
+	case BLK_WRITE:
+		if (req->x_nr == 1)
+			io_uring_prep_write(sqe, fd, iov->iov_base, limit(req), req->offset);
+		else
+			io_uring_prep_writev(sqe, fd, iov, req->x_nr, req->offset);
+		if (req->durable)
+			sqe->rw_flags = RWF_DSYNC;
+		break;
+	case BLK_FLUSH:
+		io_uring_prep_fsync(sqe, fd, IORING_FSYNC_DATASYNC);
+		break;
+	default:
+		io_uring_prep_fallocate(sqe, fd, fallocate_mode(req), (off_t)req->offset, (off_t)req->x_len);
+		break;
+	}
+}
+
+static int file_start(struct blk_store *store, struct blk_req *req)
+{
+	const struct file *f = (const struct file *)(const void *)store;
+	struct ring_worker *w = req->q->source.worker;
+	const struct ring_worker_api *api = ring_worker_head(w)->api;
+	struct io_uring_sqe *sqe;
+	int fixed;
+
+	if (blk_unlikely(!api->uring(w)))
+		return blocking(f, req);
+	fixed = fixed_file(f, req->q);
+	sqe = api->sqe(w);
+	if (!sqe)
+		return BLK_LATER;
+	prep(sqe, req, fixed >= 0 ? fixed : f->fd);
+	if (fixed >= 0)
+		sqe->flags |= IOSQE_FIXED_FILE;
+	if (req->retried)
+		sqe->flags |= IOSQE_ASYNC;
+	io_uring_sqe_set_data(sqe, &req->io);
+	return BLK_PENDING;
+}
+
+static void file_free(struct blk_store *store)
+{
+	free(store);
+}
+
+struct blk_store *blk_file_new(const struct blk_file_config *config)
+{
+	static const struct blk_store_ops ops = { .start = file_start, .free = file_free };
+	struct file *f = calloc(1, sizeof(*f));
+
+	if (!f)
+		return NULL;
+	f->fd = config->fd;
+	f->store.ops = &ops;
+	f->store.kind = BLK_INLINE_NO;
+	f->store.can = config->can;
+	f->store.io_align = config->direct ? config->io_align : 1;
+	f->store.mem_align = config->direct ? config->mem_align : 1;
+	return &f->store;
+}
