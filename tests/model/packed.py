@@ -27,9 +27,11 @@ class PackedDevice:
         self.used_pos = (base >> 16 & 0x7FFF) + (size if base >> 31 else 0)
         if self.used_pos > self.avail_pos:
             self.avail_pos += 2 * size
+        self.taken = 0  # slots popped since the start, not yet published
         self.in_flight: dict[int, ModelChain] = {}  # by buffer id, in pop order
         self.staged: list[ModelChain] = []
         self.popped = 0
+        self.again: list[ModelChain] = []  # to be handed out once more, after a crash
         self.dirty: list[tuple[int, int]] = []
 
     def _wrap(self, pos: int) -> bool:
@@ -51,12 +53,14 @@ class PackedDevice:
 
     def pop(self, limit: int) -> tuple[list[ModelChain], Bad | None]:
         """Chains, and what ended the pop if that was an error."""
+        if self.again:
+            return [self._again() for _ in range(min(limit, len(self.again)))], None
         chains: list[ModelChain] = []
         try:
             while len(chains) < limit and self._available():
                 chain = self._walk()
                 wrong = set()
-                if self.avail_pos + chain.slots - self.used_pos > self.size:
+                if self.taken + chain.slots > self.size:
                     wrong.add(ErrorCode.AVAIL)  # slots made available again before they were used
                 if chain.id >= self.size:
                     wrong.add(ErrorCode.ID)
@@ -68,6 +72,7 @@ class PackedDevice:
                 self.popped += 1
                 self.in_flight[chain.id] = chain
                 self.avail_pos += chain.slots
+                self.taken += chain.slots
                 chains.append(chain)
         except Bad as bad:
             return chains, bad
@@ -100,12 +105,33 @@ class PackedDevice:
             wrong = {ErrorCode.INDIRECT} if desc.flags & INDIRECT else set()
             walk.add(desc.addr, desc.length, bool(desc.flags & WRITE), wrong)
 
+    def recover(self) -> None:
+        """Another process goes on: what was not published comes again, in the order of its first pop."""
+        self.again = sorted([*self.in_flight.values(), *self.staged, *self.again], key=lambda chain: chain.order)
+        self.in_flight, self.staged, self.popped = {}, [], 0
+
+    def resume(self, again: list[ModelChain]) -> None:
+        """A run begins that finds ``again`` in the record of an earlier one."""
+        self.again = again
+        self.taken = sum(chain.slots for chain in again)
+
+    def _again(self) -> ModelChain:
+        chain = self.again.pop(0)
+        chain.written, chain.order, chain.resubmitted = None, self.popped, True
+        self.popped += 1
+        self.in_flight[chain.id] = chain
+        return chain
+
     def unpop(self, count: int) -> None:
         """The newest ``count`` were never popped."""
         for _ in range(count):
             _, chain = self.in_flight.popitem()
             self.popped -= 1
+            if chain.resubmitted:
+                self.again.insert(0, chain)
+                continue
             self.avail_pos -= chain.slots
+            self.taken -= chain.slots
 
     def push(self, chain: ModelChain, written: int) -> None:
         """Completed; in order, it waits for those before it (2.8.4)."""
@@ -136,6 +162,7 @@ class PackedDevice:
             self.memory.put(at + 14, 2, flags | (WRITE if chain.written else 0))
             self.dirty.append((at, 16))
             self.used_pos += chain.slots
+            self.taken -= chain.slots
         self.staged.clear()
         event, how = self.memory.u16(self.avail), self.memory.u16(self.avail + 2) & 3
         if how == AT_DESC and self.features & F_EVENT_IDX:
@@ -170,5 +197,5 @@ class PackedDevice:
 
     @property
     def pending(self) -> bool:
-        """The driver has made something available."""
-        return self._available()
+        """A pop would find something."""
+        return bool(self.again) or self._available()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -13,6 +14,7 @@ from model.memory import Memory
 from model.packed import PackedDevice
 from model.split import SplitDevice
 from model.walk import ModelChain
+from ring._ring import ffi
 
 UADDR = 0x7F00_0000_0000  # front-end addresses are guest-physical ones plus this
 
@@ -41,6 +43,8 @@ CONST = Place(0x20000, 0x7000, 0x800, True)
 FAR = Place(0x4000_0000, 0x8000, 0x1000)
 PLACES = (A, B, TABLES, RINGS, CONST, FAR)
 RAM_BYTES = 0x1E000
+#: so that a stray zero is seen too
+PATTERN = bytes((i * 7 + (i >> 8)) & 0xFF for i in range(RAM_BYTES))
 #: a region that comes and goes
 GUEST_PLUG = Place(0x50000, 0x9000, 0x1000)
 
@@ -68,8 +72,7 @@ class Rig:
         self.fd = os.memfd_create("ram")
         os.ftruncate(self.fd, RAM_BYTES)
         self.ram = mmap.mmap(self.fd, RAM_BYTES)
-        # a pattern, so that a stray zero is seen too
-        self.ram[:] = bytes((i * 7 + (i >> 8)) & 0xFF for i in range(RAM_BYTES))
+        self.ram[:] = PATTERN
         self.memory = ring.GuestMemory()
         self.map()
         self.call_fd = os.eventfd(0, os.EFD_NONBLOCK)
@@ -79,6 +82,7 @@ class Rig:
 
     def map(self, *, backwards: bool = False) -> None:
         """Map all places."""
+        self.regions: tuple[ring.Region, ...] = ()  # looked up when needed
         for place in reversed(PLACES) if backwards else PLACES:
             self.memory.add_region(
                 self.fd,
@@ -127,20 +131,17 @@ class Rig:
                 return
         raise AssertionError(f"{gpa:#x} is not mapped")
 
-    def gpa_of(self, hva: int) -> int:
-        """Guest-physical address of a mapped address."""
-        for region in self.memory.regions:
-            if region.hva <= hva < region.hva + region.size:
-                return region.gpa + hva - region.hva
-        raise AssertionError(f"{hva:#x} lies in no region")
-
     def pieces(self, chain: ring.Chain) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
         """The readable and the writable pieces of a chain of the C ring, as guest-physical ranges."""
+        if not self.regions:
+            self.regions = self.memory.regions
+        flat = []
         p = chain.ptr
-        ffi = ring.virtqueue.ffi
-        flat = [
-            (self.gpa_of(int(ffi.cast("uintptr_t", p.iov[i].base))), p.iov[i].len) for i in range(p.nr_out + p.nr_in)
-        ]
+        for i in range(p.nr_out + p.nr_in):
+            hva = int(ffi.cast("uintptr_t", p.iov[i].base))
+            region = next(r for r in self.regions if r.hva <= hva < r.hva + r.size)
+            assert hva + p.iov[i].len <= region.hva + region.size
+            flat.append((region.gpa + hva - region.hva, p.iov[i].len))
         return flat[: p.nr_out], flat[p.nr_out :]
 
     def same(self, chain: ring.Chain, model: ModelChain) -> None:
@@ -178,7 +179,8 @@ class Rig:
         """Pages marked since the last call."""
         assert self.log is not None
         data = self.log[:]
-        found = {8 * i + bit for i, byte in enumerate(data) if byte for bit in range(8) if byte >> bit & 1}
+        marked = (found.start() for found in re.finditer(rb"[^\0]", data))
+        found = {8 * i + bit for i in marked for bit in range(8) if data[i] >> bit & 1}
         self.log[:] = bytes(len(data))
         return found
 
@@ -220,6 +222,7 @@ class Pair:
     def start(self, base: int) -> None:
         """Start both from ``base``."""
         cls = PackedDevice if self.packed else SplitDevice
+        again = self.model.again if hasattr(self, "model") else []
         with self.compared(events=True) as memory:
             self.model = cls(
                 memory,
@@ -230,6 +233,7 @@ class Pair:
                 used=self.used,
                 base=base,
             )
+            self.model.resume(again)
             self.queue.start(self.config(base))
         self.evaluated = False  # a flush has looked at the driver's event index
         self.logging = False
@@ -323,6 +327,42 @@ class Pair:
         self.check_log()
         return done
 
+    def crash(self, stale: bool) -> None:
+        """The process dies without a word; another one starts from the inflight record.
+
+        What was staged or held comes again, in the order of its first pop; ``stale``: with a base of no use.
+        """
+        assert self.record is not None
+        record = bytes(self.record)
+        self.set_logging(False)
+        with self.compared():
+            self.queue._staged = False  # a process that dies publishes nothing
+            self.queue.close()
+            self.model.recover()
+        self.record = bytearray(record)
+        self.queue = ring.Virtqueue(self.rig.memory, 0)
+        self.held.clear()
+        self.lost.clear()
+        # completions that nobody saw may have been written already
+        with self.compared(events=True):
+            self.queue.start(self.config(self.model.base if not stale else 0x80008000 if self.packed else 0))
+        assert self.queue.base == self.model.base
+        self.evaluated = False
+
+    def set_logging(self, on: bool) -> None:
+        """Switch the dirty log."""
+        if on == self.logging:
+            return
+        self.logging = on
+        if on:
+            self.rig.start_log()
+            self.dirtied, self.may_dirty, self.model.dirty = [], [], []
+            # what is staged already may be marked when it is published
+        else:
+            self.rig.memory.clear_log()
+            self.rig.stop_log()
+        self.queue.set_logging(on, on, self.used)
+
     def check_log(self) -> None:
         """What was written is marked, and nothing that could not have been."""
         written, self.model.dirty = self.model.dirty, []
@@ -350,6 +390,7 @@ class Pair:
 
     def stop(self) -> int:
         """Stop; the base must be the model's."""
+        self.set_logging(False)
         assert self.queue.stop() == self.model.base
         assert self.queue.state == ring.QueueState.STOPPED
         return self.model.base

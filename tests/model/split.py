@@ -33,6 +33,7 @@ class SplitDevice:
         self.in_flight: dict[int, ModelChain] = {}  # by head, in pop order
         self.staged: list[ModelChain] = []
         self.popped = 0
+        self.again: list[ModelChain] = []  # to be handed out once more, after a crash
         self.dirty: list[tuple[int, int]] = []  # what flushes wrote to the used ring: gpa, bytes
 
     @property
@@ -41,6 +42,8 @@ class SplitDevice:
 
     def pop(self, limit: int) -> tuple[list[ModelChain], Bad | None]:
         """Chains, and what ended the pop if that was an error."""
+        if self.again:
+            return [self._again() for _ in range(min(limit, len(self.again)))], None
         chains: list[ModelChain] = []
         waiting = (self.memory.u16(self.avail + 2) - self.last_avail) & 0xFFFF
         if waiting > self.size:
@@ -88,11 +91,30 @@ class SplitDevice:
                 return walk.chain(head, 1)
             index = desc.last
 
+    def recover(self) -> None:
+        """Another process goes on: what was not published comes again, in the order of its first pop."""
+        self.again = sorted([*self.in_flight.values(), *self.staged, *self.again], key=lambda chain: chain.order)
+        self.in_flight, self.staged, self.popped = {}, [], 0
+
+    def resume(self, again: list[ModelChain]) -> None:
+        """A run begins that finds ``again`` in the record of an earlier one."""
+        self.again = again
+
+    def _again(self) -> ModelChain:
+        chain = self.again.pop(0)
+        chain.written, chain.order, chain.resubmitted = None, self.popped, True
+        self.popped += 1
+        self.in_flight[chain.id] = chain
+        return chain
+
     def unpop(self, count: int) -> None:
         """The newest ``count`` were never popped."""
         for _ in range(count):
-            self.in_flight.popitem()
+            _, chain = self.in_flight.popitem()
             self.popped -= 1
+            if chain.resubmitted:
+                self.again.insert(0, chain)
+                continue
             self.last_avail = (self.last_avail - 1) & 0xFFFF
 
     def push(self, chain: ModelChain, written: int) -> None:
@@ -147,5 +169,5 @@ class SplitDevice:
 
     @property
     def pending(self) -> bool:
-        """The driver has made something available."""
-        return self.memory.u16(self.avail + 2) != self.last_avail
+        """A pop would find something."""
+        return bool(self.again) or self.memory.u16(self.avail + 2) != self.last_avail

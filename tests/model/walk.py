@@ -34,6 +34,7 @@ class ModelChain:
     writable: list[tuple[int, int]]
     order: int = 0
     written: int | None = None
+    resubmitted: bool = False
 
     @property
     def out_bytes(self) -> int:
