@@ -89,7 +89,10 @@ def set_mem_table(state: SessionState, message: Message) -> Plan:
         state.awaiting_ack = FrontendRequest.SET_MEM_TABLE
         return message.reply(MemTable(tuple(map(_at, regions, result))))
 
-    return Plan([action], done)
+    def failed() -> None:
+        state.regions = []
+
+    return Plan([action], done, failed)
 
 
 def _at(region: MemRegion, uaddr: int) -> MemRegion:

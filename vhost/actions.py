@@ -165,7 +165,7 @@ class GetSharedObject:
 
 @dataclass(frozen=True, slots=True)
 class SetMemTable:
-    """Replace guest memory, wholly or not at all; running rings go on in it.
+    """Replace guest memory; running rings go on in it. If it fails no memory is left.
 
     With postcopy, result: address of each mapping, in order.
     """
@@ -224,7 +224,7 @@ class IotlbUpdate:
 
 @dataclass(frozen=True, slots=True)
 class IotlbInvalidate:
-    """Forget translations of `size` bytes at `iova`; accesses in flight there have ended when this returns."""
+    """Forget translations of `size` bytes at `iova` (0 at 0: all); accesses in flight there have ended on return."""
 
     iova: int
     size: int

@@ -206,8 +206,8 @@ class Fuzz:
         rnd = self.rnd
         self.steps[type(action).__name__] = self.steps.get(type(action).__name__, 0) + 1
         if rnd.random() < 0.02:
-            if isinstance(action, a.StopQueue):
-                self.running.discard(action.index)
+            if isinstance(action, a.SetMemTable):
+                self.regions = []
             raise DeviceError("told to fail")
         match action:
             case a.StartQueue(config=config):
@@ -285,6 +285,7 @@ class Fuzz:
 
     def judge(self, message: "wire.Message", reply: "wire.Message | None", postcopy_ack: bool) -> None:
         assert set(self.session.started) == self.running
+        assert self.session._state.regions == self.regions
         spec = FRONTEND_SPECS.get(message.request)
         acked = message.need_reply and ProtocolFeature.REPLY_ACK in self.session.protocol_features
         due = acked or (spec is not None and spec.answer is Answer.ALWAYS)

@@ -88,6 +88,15 @@ def test_a_region_that_the_server_cannot_map_is_not_remembered() -> None:
     assert peer.acked(F.ADD_MEM_REG, GUEST, fds=1) == 0
 
 
+def test_a_table_that_the_server_cannot_map_leaves_nothing() -> None:
+    peer = ready()
+    peer.fail = (a.SetMemTable,)
+    assert peer.acked(F.SET_MEM_TABLE, MemTable((MemRegion(1 << 30, 0x1000, 0, 0),)), fds=1) == 1
+    peer.fail = ()
+    assert peer.acked(F.REM_MEM_REG, GUEST) == 1
+    assert peer.acked(F.SET_MEM_TABLE, MemTable((GUEST,)), fds=1) == 0
+
+
 def test_memory_of_a_running_ring_stays() -> None:
     peer = ready()
     peer.start(0)

@@ -244,6 +244,8 @@ def test_22_iotlb_messages_are_always_answered() -> None:
         assert peer.send(F.IOTLB_MSG, bad) == u64_reply(22, 1)
     assert peer.send(F.IOTLB_MSG, Iotlb(0, 2, (1 << 64) - 1, 3, 2)) == u64_reply(22, 1)
     assert peer.send(F.IOTLB_MSG, Iotlb(0, (1 << 64) - 1, 0, 0, 3)) == u64_reply(22, 0), "everything"
+    assert peer.send(F.IOTLB_MSG, Iotlb(0, 0, 0, 0, 3)) == u64_reply(22, 0)
+    assert peer.last == [a.IotlbInvalidate(0, 0)], "QEMU's mask of everything plus one is 0"
     assert ready().send(F.IOTLB_MSG, Iotlb(0, 1, 0, 3, 2)) == u64_reply(22, 1), "no IOMMU was offered"
 
 
