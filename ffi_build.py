@@ -66,6 +66,10 @@ RING_CDEF = [
     "ring/csrc/mem.h", "ring/csrc/ring.h", "ring/csrc/worker.h", "ring/csrc/driver.h", "ring/csrc/uffd.h",
 ]
 
+BLK_SOURCES = (
+    "blk.c", "request.c", "io.c", "inline.c", "throttle.c", "store_file.c", "store_mem.c", "store_fault.c"
+)
+
 COMMON = {
     "include_dirs": ["."],
     "extra_compile_args": [*CFLAGS, *GLUE],
@@ -112,7 +116,7 @@ def blk() -> FFI:
     return extension(
         "devices.blk._blk",
         ["devices/blk/csrc/blk.h"],
-        sources("devices/blk/csrc", "blk.c", "request.c", "store_file.c", "store_mem.c", "throttle.c") + RING_HOT,
+        sources("devices/blk/csrc", *BLK_SOURCES) + RING_HOT,
         libraries=["uring"],
         include=ring,
     )
