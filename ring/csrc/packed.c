@@ -138,10 +138,10 @@ VQ_INLINE struct ring_chain *packed_take_fast(struct ring_vq *vq, struct vq_near
 	if (vq_unlikely(g_guess >= vq->size))
 		return NULL;
 	chain = &vq->slots[g_guess];
-	if (vq_unlikely(chain->state != VQ_CHAIN_FREE ||
-			!walk_fast(vq, near, chain, head, pos, &nr_desc, &g_id, true)))
+	if (vq_unlikely(chain->state != VQ_CHAIN_FREE))
 		return NULL;
-	if (vq_unlikely(nr_desc > room || g_id != g_guess))
+	nr_desc = walk_fast(vq, near, chain, head, pos, &g_id, true);
+	if (vq_unlikely(!nr_desc || nr_desc > room || g_id != g_guess))
 		return NULL;
 	chain->id = g_guess;
 	chain->nr_desc = (uint16_t)nr_desc;

@@ -117,7 +117,6 @@ VQ_INLINE int split_pop_ring(struct ring_vq *vq, struct ring_chain **chains, int
 		for (i = 0; i < run; i++) {
 			uint16_t head = g_head[i], unused;
 			struct ring_chain *chain;
-			uint32_t nr_desc;
 
 			if (vq_unlikely(head >= vq->size)) {	/* VIRTIO 1.3, 2.7.6 */
 				detail = head;
@@ -126,7 +125,7 @@ VQ_INLINE int split_pop_ring(struct ring_vq *vq, struct ring_chain **chains, int
 			}
 			chain = &vq->slots[head];
 			if (!slow && vq_likely(chain->state == VQ_CHAIN_FREE &&
-					       walk_fast(vq, &near, chain, d[i], 0, &nr_desc, &unused, false))) {
+					       walk_fast(vq, &near, chain, d[i], 0, &unused, false))) {
 				chain->id = head;
 				chain->nr_desc = 1;
 			} else {

@@ -171,109 +171,107 @@ VQ_INLINE void near_prefetch(const struct vq_near *near, uint64_t g_addr)
 		__builtin_prefetch(near->hva + off);
 }
 
-struct vq_sums {
-	uint64_t bytes;
-	uint64_t in_bytes;
-	uint32_t nr;
-	uint32_t nr_in;
-	uint32_t was_in;
-};
-
-/* One buffer of at most RING_INLINE_IOV: false if the careful walk is to have it. */
-VQ_INLINE bool near_add(struct vq_near *near, struct ring_vq *vq, struct ring_chain *chain, struct vq_sums *sum,
-			const uint64_t d[2], uint32_t flags)
+/* Flags of either layout in the low bits; what may stand above them is never tested. */
+VQ_INLINE uint32_t near_flags(uint64_t second, const bool packed)
 {
-	uint32_t in = flags >> 1 & 1;	/* VQ_DESC_WRITE */
-	uint32_t g_len = (uint32_t)d[1];
-	uint8_t *p = near_at(near, vq, d[0], g_len);
-
-	if (vq_unlikely(p == NULL || in < sum->was_in))
-		return false;
-	chain->inl[sum->nr].base = p;
-	chain->inl[sum->nr].len = g_len;
-	sum->nr++;
-	sum->was_in = in;
-	sum->nr_in += in;
-	sum->bytes += g_len;
-	sum->in_bytes += in ? g_len : 0;
-	return true;
-}
-
-VQ_INLINE bool near_table(struct vq_near *near, struct ring_vq *vq, struct ring_chain *chain, struct vq_sums *sum,
-			  uint64_t g_addr, uint32_t g_len, const bool packed)
-{
-	const SHM uint8_t *table;
-	uint64_t d[2];
-	uint32_t i, nr = g_len / VQ_DESC_BYTES;
-
-	if (vq_unlikely(!vq->indirect || nr > RING_INLINE_IOV || g_len % VQ_DESC_BYTES))
-		return false;
-	table = near_at(near, vq, g_addr, g_len);
-	if (vq_unlikely(table == NULL || (uintptr_t)table & 7))
-		return false;
-	for (i = 0; i < nr; i++) {
-		uint32_t flags;
-
-		shm_load_desc(d, table + (size_t)VQ_DESC_BYTES * i);
-		flags = (uint32_t)(packed ? d[1] >> 48 : d[1] >> 32 & 0xffff);
-		if (vq_unlikely(flags & VQ_DESC_INDIRECT || !near_add(near, vq, chain, sum, d, flags)))
-			return false;
-		if (packed)
-			continue;
-		if (!(flags & VQ_DESC_NEXT))
-			return true;
-		if (vq_unlikely(d[1] >> 48 != i + 1))	/* legal, but nobody does it */
-			return false;
-	}
-	return packed;	/* split: NEXT pointed out of the table */
+	return (uint32_t)(second >> (packed ? 48 : 32));
 }
 
 /*
- * From the head's copy @d into @chain, which is free. Packed: the list starts at ring slot @pos; *@nr_desc and *@g_id are
- * of its last descriptor. A list of more than the queue size cannot get past RING_INLINE_IOV unless the queue is smaller.
+ * A list of buffers from the copied descriptor @d, in the ring (@table NULL, @at its slot when packed) or in a table of
+ * @nr entries (@at 0). Two loops, readable then writable, so that neither has to ask which it is. Returns the number of
+ * descriptors, 0 if the careful walk is to have the chain; packed: *@g_id is the last descriptor's.
  */
-VQ_INLINE bool walk_fast(struct ring_vq *vq, struct vq_near *near, struct ring_chain *chain, const uint64_t head[2],
-			 uint32_t pos, uint32_t *nr_desc, uint16_t *g_id, const bool packed)
+VQ_INLINE uint32_t near_list(struct vq_near *near, struct ring_vq *vq, struct ring_chain *chain, uint64_t d[2],
+			     const SHM uint8_t *table, uint32_t at, uint32_t nr, uint16_t *g_id, const bool packed,
+			     const bool in_table)
 {
-	struct vq_sums sum = { 0 };
-	uint64_t d[2] = { head[0], head[1] };
-	uint32_t seen;
+	const SHM uint8_t *from = in_table ? table : vq->desc;
+	struct ring_iov *iov = chain->inl, *const end = chain->inl + RING_INLINE_IOV, *in = NULL;
+	uint64_t bytes = 0, out_bytes = 0;
+	uint32_t nr_out;
 
-	for (seen = 1;; seen++) {
-		uint32_t flags = (uint32_t)(packed ? d[1] >> 48 : d[1] >> 32 & 0xffff);
-		uint32_t g_next = (uint32_t)(d[1] >> 48);	/* split */
+	for (;; shm_load_desc(d, from + (size_t)VQ_DESC_BYTES * at)) {
+		uint32_t flags = near_flags(d[1], packed), g_len = (uint32_t)d[1];
+		uint8_t *p;
 
-		if (flags & VQ_DESC_INDIRECT) {
-			if (vq_unlikely(flags & VQ_DESC_NEXT || sum.nr ||
-					!near_table(near, vq, chain, &sum, d[0], (uint32_t)d[1], packed)))
-				return false;
-			break;
+		if (flags & VQ_DESC_WRITE) {
+			if (in == NULL) {
+				in = iov;
+				out_bytes = bytes;
+			}
+		} else if (vq_unlikely(in != NULL)) {
+			return 0;
 		}
-		if (vq_unlikely(!near_add(near, vq, chain, &sum, d, flags)))
-			return false;
-		if (!(flags & VQ_DESC_NEXT))
-			break;
-		if (vq_unlikely(seen == RING_INLINE_IOV || seen == vq->size))
-			return false;
-		if (packed) {
-			if (vq_unlikely(++pos == vq->size))
-				pos = 0;
-			g_next = pos;
-		} else if (vq_unlikely(g_next >= vq->size)) {
-			return false;
+		if (vq_unlikely(flags & VQ_DESC_INDIRECT))
+			return 0;
+		p = near_at(near, vq, d[0], g_len);
+		if (vq_unlikely(p == NULL))
+			return 0;
+		iov->base = p;
+		iov->len = g_len;
+		iov++;
+		bytes += g_len;
+		if (packed && in_table) {
+			if (++at == nr)
+				break;
+		} else {
+			if (!(flags & VQ_DESC_NEXT))
+				break;
+			if (packed) {
+				if (vq_unlikely(++at == vq->size))
+					at = 0;
+			} else if (in_table) {	/* out of order is legal, but nobody does it */
+				if (vq_unlikely(++at != d[1] >> 48 || at == nr))
+					return 0;
+			} else {
+				at = (uint32_t)(d[1] >> 48);
+				if (vq_unlikely(at >= vq->size))
+					return 0;
+			}
 		}
-		shm_load_desc(d, vq->desc + (size_t)VQ_DESC_BYTES * g_next);
+		if (vq_unlikely(iov == end))
+			return 0;
 	}
-	if (vq_unlikely(sum.bytes > UINT32_MAX))
-		return false;
-	*nr_desc = seen;
+	nr = (uint32_t)(iov - chain->inl);
+	if (vq_unlikely(bytes > UINT32_MAX || (!in_table && nr > vq->size)))
+		return 0;
+	if (in == NULL) {
+		in = iov;
+		out_bytes = bytes;
+	}
+	nr_out = (uint32_t)(in - chain->inl);
 	*g_id = (uint16_t)(d[1] >> 32);
 	chain->iov = chain->inl;
-	chain->out_bytes = (uint32_t)(sum.bytes - sum.in_bytes);
-	chain->in_bytes = (uint32_t)sum.in_bytes;
-	chain->nr_out = (uint16_t)(sum.nr - sum.nr_in);
-	chain->nr_in = (uint16_t)sum.nr_in;
-	return true;
+	chain->out_bytes = (uint32_t)out_bytes;
+	chain->in_bytes = (uint32_t)(bytes - out_bytes);
+	chain->nr_out = (uint16_t)nr_out;
+	chain->nr_in = (uint16_t)(nr - nr_out);
+	return nr;
+}
+
+/*
+ * From the head's copy into @chain, which is free. Packed: the list starts at ring slot @pos. Returns the ring slots the
+ * chain takes, 0 for the careful walk; *@g_id as above.
+ */
+VQ_INLINE uint32_t walk_fast(struct ring_vq *vq, struct vq_near *near, struct ring_chain *chain, const uint64_t head[2],
+			     uint32_t pos, uint16_t *g_id, const bool packed)
+{
+	uint64_t d[2] = { head[0], head[1] };
+	uint32_t flags = near_flags(d[1], packed), g_len = (uint32_t)d[1];
+	const SHM uint8_t *table;
+
+	if (!(flags & VQ_DESC_INDIRECT))
+		return near_list(near, vq, chain, d, NULL, pos, 0, g_id, packed, false);
+	if (vq_unlikely(!vq->indirect || flags & VQ_DESC_NEXT || g_len > RING_INLINE_IOV * VQ_DESC_BYTES ||
+			g_len % VQ_DESC_BYTES))
+		return 0;
+	table = near_at(near, vq, d[0], g_len);
+	if (vq_unlikely(table == NULL || (uintptr_t)table & 7))
+		return 0;
+	*g_id = (uint16_t)(d[1] >> 32);
+	shm_load_desc(d, table);
+	return near_list(near, vq, chain, d, table, 0, g_len / VQ_DESC_BYTES, &(uint16_t){ 0 }, packed, true) ? 1 : 0;
 }
 
 #endif
