@@ -60,7 +60,7 @@ class VhostUser:
         if self.packed:
             device.append("packed=on")
         if self.iommu:
-            device.append("iommu_platform=on,ats=on")
+            device.append("disable-legacy=on,iommu_platform=on,ats=on")
         if self.boot:
             device.append("bootindex=0")
         if self.options:
