@@ -41,7 +41,7 @@ _INDIRECT_MAX: Final = 4
 """Descriptors per indirect table: three are used, four fill a cache line."""
 _DRAIN_S: Final = 10
 _RO: Final = 1 << 5
-_FILL_DEPTH_S: Final = 120
+_FILL_S: Final = 120
 
 _ERRORS: Final = {
     lib.LOAD_E_STATUS: "a request failed with status {info}",
@@ -305,7 +305,7 @@ async def _drive(frontend: Frontend, workload: Workload, capacity: int) -> Resul
         _Generator(workload, frontend.memory, thread * share, share, cpus[thread % len(cpus)] if cpus else None)
         for thread in range(workload.threads)
     ]
-    limiter = trio.CapacityLimiter(len(generators))
+    run = _Runner(frontend, len(generators))
     try:
         for thread, generator in enumerate(generators):
             mine = [queue for index, queue in frontend.queues.items() if index % len(generators) == thread]
@@ -313,18 +313,18 @@ async def _drive(frontend: Frontend, workload: Workload, capacity: int) -> Resul
         if workload.verify:
             for generator in generators:
                 with generator.mode(0, True):
-                    await _run([generator], _FILL_DEPTH_S, lib.LOAD_ONCE, limiter)
+                    await run([generator], _FILL_S, lib.LOAD_ONCE)
                 _check(generator)
         if workload.warmup:
-            await _run(generators, workload.warmup, lib.LOAD_RUN, limiter)
+            await run(generators, workload.warmup, lib.LOAD_RUN)
         peer = _Peer(frontend.backend_pid)
         switches, cpu = peer.switches(), peer.cpu_ns()
-        await _run(generators, workload.runtime, lib.LOAD_RUN, limiter)
+        await run(generators, workload.runtime, lib.LOAD_RUN)
         cpu_after, switches_after = peer.cpu_ns(), peer.switches()
         result = _result(
             frontend, workload, generators, _difference(cpu, cpu_after), _difference(switches, switches_after)
         )
-        await _run(generators, _DRAIN_S, lib.LOAD_DRAIN, limiter)
+        await run(generators, _DRAIN_S, lib.LOAD_DRAIN)
         await frontend.stop()
     finally:
         for generator in generators:
@@ -336,38 +336,39 @@ def _difference(before: int | None, after: int | None) -> int | None:
     return None if before is None or after is None else after - before
 
 
-async def _run(
-    generators: Sequence[_Generator], seconds: float, mode: int, limiter: trio.CapacityLimiter
-) -> None:
-    codes: dict[int, int] = {}
+class _Runner:
+    """Runs generators, each on a thread, until they are through, cancelled, or the back-end goes away."""
 
-    async def one(number: int) -> None:
-        codes[number] = await trio.to_thread.run_sync(generators[number].run, seconds, mode, limiter=limiter)
+    def __init__(self, frontend: Frontend, threads: int) -> None:
+        self._link = frontend.link
+        self._limiter = trio.CapacityLimiter(threads)
 
-    try:
+    async def __call__(self, generators: Sequence[_Generator], seconds: float, mode: int) -> None:
+        codes: dict[int, int] = {}
+
+        async def one(number: int) -> None:
+            codes[number] = await trio.to_thread.run_sync(generators[number].run, seconds, mode, limiter=self._limiter)
+
+        async def watch() -> None:
+            try:
+                await self._link.gone.wait()
+            finally:  # cancelled or not: the threads must come back
+                for generator in generators:
+                    generator.stop()
+
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(_stop_on_cancel, generators)
+            nursery.start_soon(watch)
             async with trio.open_nursery() as threads:
                 for number in range(len(generators)):
                     threads.start_soon(one, number)
             nursery.cancel_scope.cancel()
-    finally:
-        for generator in generators:
-            generator.stop()
-    for number, code in codes.items():
-        if code == -errno.ETIME:
-            raise DeviceError(f"the back-end left requests unanswered for {seconds:g} s")
-        if code < 0:
-            info = generators[number].stats.first_error_info
-            raise DeviceError(f"the back-end broke a ring: {strerror(info) if info else os.strerror(-code)}")
-
-
-async def _stop_on_cancel(generators: Sequence[_Generator]) -> None:
-    try:
-        await trio.sleep_forever()
-    finally:
-        for generator in generators:
-            generator.stop()
+        self._link.check()
+        for number, code in codes.items():
+            if code == -errno.ETIME:
+                raise DeviceError(f"the back-end left requests unanswered for {seconds:g} s")
+            if code < 0:
+                info = generators[number].stats.first_error_info
+                raise DeviceError(f"the back-end broke a ring: {strerror(info) if info else os.strerror(-code)}")
 
 
 def _check(generator: _Generator) -> None:

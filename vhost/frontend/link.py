@@ -71,6 +71,8 @@ class Link:
                 self._event.set()
         except VhostError as error:
             self.fail(error)
+        except ConnectionResetError:
+            self.fail(ConnectionClosed("the back-end closed the connection"))
         except OSError as error:
             self.fail(ConnectionClosed(f"the connection to the back-end failed: {error.strerror}"))
 

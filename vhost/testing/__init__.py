@@ -12,9 +12,12 @@ from collections.abc import Callable
 
 from vhost.constants import FrontendRequest
 from vhost.frontend.rings import PackedRing, SplitRing, packed_desc, split_desc
-from vhost.testing.check_blk import BLK, PROBE
+from vhost.testing.check_blk import BLK
+from vhost.testing.check_blk import PROBE as BLK_PROBE
 from vhost.testing.check_messages import MESSAGES
 from vhost.testing.check_rings import RINGS
+from vhost.testing.check_rng import PROBE as RNG_PROBE
+from vhost.testing.check_rng import RNG
 from vhost.testing.peer import Connect, Failure, Gone, NotOffered, Peer, Reply, Ring, connect_to
 from vhost.testing.report import Check, Outcome, Report, Suite, Trial, Verdict
 
@@ -40,7 +43,7 @@ __all__ = [
     "split_desc",
 ]
 
-DEVICES = {"blk": (BLK, PROBE), "any": (Suite(), None)}
+DEVICES = {"blk": (BLK, BLK_PROBE), "rng": (RNG, RNG_PROBE), "any": (Suite(), None)}
 """Device types the suite knows; "any" is only about messages."""
 
 

@@ -1,0 +1,124 @@
+"""The load generator, on qemu-storage-daemon: it drives, verifies, counts, and notices what is wrong."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import peerlib
+import pytest
+import trio
+from click.testing import CliRunner
+
+from devices.blk.bench import command
+from devices.blk.load import Workload, measure
+from vhost.errors import ConnectionClosed, VhostError
+
+FAST = {"runtime": 0.15, "warmup": 0.05}
+
+
+@pytest.mark.parametrize(
+    "workload",
+    [
+        Workload(depth=1, **FAST),
+        Workload(depth=32, poll=False, **FAST),
+        Workload(depth=32, event_idx=False, indirect=False, **FAST),
+        Workload(depth=16, rw="randrw", queues=2, threads=2, poll=False, **FAST),
+        Workload(depth=64, rw="read", block_bytes=65536, **FAST),
+        Workload(depth=300, rw="randwrite", poll=False, **FAST),
+    ],
+    ids=lambda work: f"{work.rw}-{work.depth}-{'poll' if work.poll else 'sleep'}-{work.queues}q",
+)
+async def test_drives(workload: Workload) -> None:
+    with peerlib.storage_daemon(null=True) as backend:
+        result = await measure(backend.path, workload)
+    assert result.errors == 0, result.first_error
+    assert result.requests > 50
+    assert result.latency.samples > 50
+    latency = result.latency
+    assert 0 < latency.p50_us <= latency.p90_us <= latency.p99_us <= latency.p999_us <= latency.max_us
+    assert sum(count for _, count in result.histogram) == latency.samples
+    assert result.frontend_cpu_us > 0
+    assert result.backend_cpu_us is not None
+    assert result.backend_cpu_us > 0
+    assert result.kicks <= 1.01
+    assert result.calls <= 1.01
+    assert workload.poll or result.frontend_switches > 0
+
+
+async def test_rate() -> None:
+    """Open loop: the asked rate, and no more."""
+    with peerlib.storage_daemon(null=True) as backend:
+        result = await measure(backend.path, Workload(depth=8, poll=False, rate=2000, runtime=0.5, warmup=0.05))
+    assert 1700 < result.iops < 2100
+
+
+@pytest.mark.parametrize("poll", [True, False])
+async def test_verifies(poll: bool) -> None:
+    """Reads are compared with what was written; a disk that changes behind our back is noticed."""
+    workload = Workload(rw="randrw", depth=8, poll=poll, verify=True, size=1 << 20, queues=2, **FAST)
+    with peerlib.storage_daemon() as backend:
+        assert (await measure(backend.path, workload)).errors == 0
+    with peerlib.storage_daemon(null=True) as backend:
+        result = await measure(backend.path, workload)
+        assert result.errors > 0
+        assert "does not hold what was written" in result.first_error
+
+
+async def test_words_for_mistakes() -> None:
+    for workload, words in (
+        (Workload(rw="sideways"), "is none of"),
+        (Workload(block_bytes=1000), "no multiple of 512"),
+        (Workload(depth=0), "is not 1 to 1024"),
+        (Workload(threads=2), "every thread needs a queue"),
+        (Workload(cpus=(4711,)), "may not run on processor 4711"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            workload.check()
+    with peerlib.storage_daemon(queues=1) as backend:
+        with pytest.raises(VhostError, match="has 1 queues, 2 were asked for"):
+            await measure(backend.path, Workload(queues=2))
+        with pytest.raises(VhostError, match="does not offer packed rings"):
+            await measure(backend.path, Workload(packed=True))
+
+
+async def test_cancelled() -> None:
+    """A long run ends soon after it is cancelled, and lets go of everything."""
+    with peerlib.storage_daemon(null=True) as backend:
+        started = trio.current_time()
+        with trio.move_on_after(0.5):
+            await measure(backend.path, Workload(runtime=60))
+        assert trio.current_time() - started < 5
+
+
+async def test_dead_backend_is_named() -> None:
+    with peerlib.storage_daemon(null=True) as backend:
+
+        async def kill() -> None:
+            await trio.sleep(0.3)
+            backend.process.kill()
+            backend.process.wait()
+
+        async def run() -> None:
+            with pytest.raises(ConnectionClosed, match="the back-end closed the connection"):
+                await measure(backend.path, Workload(runtime=60, warmup=0))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(kill)
+            nursery.start_soon(run)
+
+
+def test_command(tmp_path: Path) -> None:
+    out = tmp_path / "result.json"
+    with peerlib.storage_daemon(null=True) as backend:
+        options = ["--socket-path", str(backend.path), "--runtime", "0.1", "--warmup", "0"]
+        ran = CliRunner().invoke(command, [*options, "--iodepth", "4", "--bs", "4k", "--json", str(out)])
+        assert ran.exit_code == 0, ran.output
+        assert "requests/s" in ran.output
+        assert "back-end CPU per request" in ran.output
+        refused = CliRunner().invoke(command, [*options, "--rw", "randwrite"])
+        assert refused.exit_code == 2
+        assert "overwrites the disk" in refused.output
+    kept = json.loads(out.read_text())
+    assert kept["result"]["workload"]["depth"] == 4
+    assert kept["machine"]["cpus"] >= 1

@@ -1,0 +1,76 @@
+"""Every clause of the conformance suite on back-ends of ours: one test each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import peerlib
+import pytest
+
+from vhost.testing import Check, Verdict, check_backend, checks_for, run_check
+
+#: what a disk of ours need not offer; everything else must pass
+NOT_OFFERED_BY_BLK = {
+    "DEVICE_STATE",  # a disk has no state beyond rings and configuration
+    "ACCESS_PLATFORM",  # only with --iommu, tested below
+    "MTU", "RARP", "CROSS_ENDIAN", "SHARED_OBJECT",
+    "RO",  # only with --read-only, tested below
+}  # fmt: skip
+
+
+def _name(check: Check) -> str:
+    return f"{check.clause}: {check.title}"
+
+
+@pytest.fixture(scope="module")
+def disk() -> Iterator[peerlib.Backend]:
+    with peerlib.vhost_blk() as backend:
+        yield backend
+
+
+@pytest.mark.parametrize("check", checks_for("blk"), ids=_name)
+def test_blk(disk: peerlib.Backend, check: Check) -> None:
+    outcome = run_check(check, disk.connect, "blk", writable=True)
+    if outcome.verdict is Verdict.NOT_OFFERED:
+        assert outcome.detail in NOT_OFFERED_BY_BLK
+    else:
+        assert outcome.verdict is Verdict.PASS, outcome.detail
+    assert disk.deaths == 0
+
+
+@pytest.fixture(scope="module")
+def entropy() -> Iterator[peerlib.Backend]:
+    with peerlib.example("rng") as backend:
+        yield backend
+
+
+@pytest.mark.parametrize("check", checks_for("rng"), ids=_name)
+def test_rng(entropy: peerlib.Backend, check: Check) -> None:
+    """A device written in Python, on the same server."""
+    outcome = run_check(check, entropy.connect, "rng")
+    assert outcome.verdict in (Verdict.PASS, Verdict.NOT_OFFERED), outcome.detail
+    if outcome.verdict is Verdict.NOT_OFFERED:
+        assert outcome.detail in NOT_OFFERED_BY_BLK | {"CONFIG"}
+    assert entropy.deaths == 0
+
+
+@pytest.mark.parametrize(
+    ("args", "store", "writable", "keeps"),
+    [
+        (["--read-only"], None, False, True),
+        (["--blk-size", "4096"], None, False, True),
+        (["--iommu"], None, True, True),
+        ([], "memory:64M", True, True),
+        ([], "null:64M", True, False),
+        (["--workers", "2", "--poll-us", "0"], None, True, True),
+        (["--direct"], None, True, True),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else str(value),
+)
+def test_variants(args: list[str], store: str | None, writable: bool, keeps: bool) -> None:
+    """The same clauses with other stores and options, all in one go."""
+    with peerlib.vhost_blk(*args, store=store) as backend:
+        report = check_backend(backend.connect, "blk", writable=writable, keeps=keeps)
+        assert not report.failed, "\n".join(f"{found.clause}: {found.title}: {found.detail}" for found in report.failed)
+        assert report.count(Verdict.PASS) > 90
+        assert backend.deaths == 0
