@@ -40,7 +40,7 @@ enum {
  */
 enum ring_error {
 	RING_E_HEAD = 5001,	/* head index >= queue size (VIRTIO 1.3, 2.7.6) */
-	RING_E_AVAIL = 5002,	/* available index jumped by more than the queue size */
+	RING_E_AVAIL = 5002,	/* more made available than the queue holds: index jump (split), slots not returned (packed) */
 	RING_E_NEXT = 5003,	/* next index >= table size */
 	RING_E_LOOP = 5004,	/* chain longer than RING_CHAIN_MAX or than its table */
 	RING_E_INDIRECT = 5005,	/* indirect: not negotiated, nested, with NEXT, bad length (2.7.5.3) */

@@ -125,7 +125,10 @@ void ring_vq_stats(const struct ring_vq *vq, struct ring_vq_stats *out);
  * a bad one are returned first.
  */
 int ring_vq_pop(struct ring_vq *vq, struct ring_chain **chains, int max);
-/* Complete: @written bytes of the writable pieces were written. The chain is the queue's again. */
+/*
+ * Complete: @written bytes of the writable pieces were written. The chain is the queue's again. With logging those bytes
+ * are marked dirty, and the last writable byte, where a status may lie behind data that was not written.
+ */
 void ring_vq_push(struct ring_vq *vq, struct ring_chain *chain, uint32_t written);
 /* Publish what was pushed; notify if the driver wants it. Returns 1 if it notified. */
 int ring_vq_flush(struct ring_vq *vq);
@@ -133,7 +136,11 @@ int ring_vq_flush(struct ring_vq *vq);
 int ring_vq_unpop(struct ring_vq *vq, int n);
 /* Suppress kicks: while somebody polls. */
 void ring_vq_kicks_off(struct ring_vq *vq);
-/* Ask for kicks. Returns 1 if chains are there already: pop again before sleeping. */
+/*
+ * Ask for kicks. Returns 1 if chains are there already: pop again before sleeping. 0 also where what is there cannot be
+ * popped yet: after -RING_MISS, and while long chains wait for a push to give their pool a block back. After a push of
+ * such a chain ask ring_vq_ready(), since the driver has kicked already.
+ */
 int ring_vq_kicks_on(struct ring_vq *vq);
 /* A cheap look: 1 if a pop would find something. */
 int ring_vq_ready(const struct ring_vq *vq);

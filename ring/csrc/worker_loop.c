@@ -199,7 +199,8 @@ static int settle(struct ring_worker *w, struct ring_source *s)
 	else
 		more = s->vq ? ring_vq_kicks_on(s->vq) : 0;
 	if (!more) {
-		s->stalled = false;
+		/* no room for a long chain: a completion makes some, and flush_dirty() then wakes it */
+		s->stalled = s->vq && s->vq->hold == VQ_HOLD_POOL;
 		worker_deactivate(w, s);
 		return 0;
 	}
