@@ -25,6 +25,18 @@ class Fields(logging.LoggerAdapter[logging.Logger]):
         """The same with more fields."""
         return Fields(self.logger, {**(self.extra or {}), **fields})
 
+    def quiet(self) -> "Fields":
+        """The same, for what happens too often: nothing below errors is written."""
+        return _Quiet(self.logger, self.extra or {})
+
+
+class _Quiet(Fields):
+    def isEnabledFor(self, level: int) -> bool:  # noqa: N802 - logging's name
+        return level >= logging.ERROR and super().isEnabledFor(level)
+
+    def sub(self, **fields: Any) -> "Fields":
+        return _Quiet(self.logger, {**(self.extra or {}), **fields})
+
 
 class RateLimit:
     """A token bucket: `burst` lines at once, then one per `seconds`."""

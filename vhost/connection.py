@@ -14,7 +14,6 @@ import trio
 
 import ring
 from vhost._session_state import DeviceDescription, Options
-from vhost.actions import Action
 from vhost.backend_channel import BackendChannel
 from vhost.channel import Channel
 from vhost.constants import BackendRequest, ProtocolFeature, ShmemFlag
@@ -78,12 +77,13 @@ class Connection(Link):
     ) -> None:
         """Args: sock: connected, owned from here on; the rest as `open_instance`."""
         self.device = device
-        self.session = Session(describe(device), options)
-        self.instance: Instance | None = None
         self.pid = peer_pid(sock)
+        log = log.sub(pid=self.pid)
+        self.session = Session(describe(device), options, log)
+        self.instance: Instance | None = None
         self._channel = Channel(sock)
         self._pool = pool
-        self._log = log.sub(pid=self.pid)
+        self._log = log
         self._limit = limit
         self._stopping = stopping
         self._grace = grace
@@ -145,12 +145,9 @@ class Connection(Link):
                 for action in step.actions:
                     result = await instance.perform(action)
             except _FAULTS as failure:
-                error = failure
-                self._explain(action, failure)
+                # The session logs what it refuses, or closes the connection with this for its reason.
+                error = DeviceError(f"{failure}{_advice(failure)}")
             return step.finish(result, error)
-
-    def _explain(self, action: Action, failure: Exception) -> None:
-        self._log.warning("%s failed: %s%s", type(action).__name__, failure, _advice(failure))
 
     # The back-end's channel
 

@@ -58,15 +58,18 @@ class Endpoint:
         self.connections = 0
         self.log = Fields(_log, {"device": name, "socket": where})
         self._limit = RateLimit()
+        self._limit_connects = RateLimit(20, 5.0)
 
     async def serve_socket(self, sock: trio.socket.SocketType) -> None:
         """Serve one connected front-end until it goes; owns `sock`."""
+        # A front-end that comes and goes all the time fills no disk.
+        log = self.log if self._limit_connects() else self.log.quiet()
         connection = Connection(
             self.device,
             sock,
             self.server.pool,
             options=self.options,
-            log=self.log,
+            log=log,
             limit=self._limit,
             stopping=self.server.stopping,
             grace=self.server.grace,

@@ -264,8 +264,14 @@ class Step:
 class Session:
     """State of one connection, back-end side."""
 
-    def __init__(self, device: DeviceDescription, options: Options | None = None) -> None:
-        """Args: device: what is served; options: what its user chose."""
+    def __init__(
+        self,
+        device: DeviceDescription,
+        options: Options | None = None,
+        log: "logging.Logger | logging.LoggerAdapter[logging.Logger] | None" = None,
+    ) -> None:
+        """Args: device: what is served; options: what its user chose; log: where refusals are told."""
+        self._log = log or _log
         self._state = SessionState.new(device, options or Options())
         self._in_step = False
         self._closed = False
@@ -402,9 +408,9 @@ class Session:
     def _warn(self, message: Message, refused: Refused) -> None:
         self._warnings += 1
         if self._warnings < WARNINGS_PER_CONNECTION:
-            _log.warning("%s refused: %s", message.name, refused.reason)
+            self._log.warning("%s refused: %s", message.name, refused.reason)
         elif self._warnings == WARNINGS_PER_CONNECTION:
-            _log.warning("%s refused: %s; more of this connection is not logged", message.name, refused.reason)
+            self._log.warning("%s refused: %s; more of this connection is not logged", message.name, refused.reason)
 
     def _leave(self, *, judged: bool) -> None:
         self._in_step = False
