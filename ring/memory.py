@@ -246,12 +246,12 @@ class GuestMemory:
             view = ref()
             if view is None:
                 continue
-            start = int(ffi.cast("uintptr_t", ffi.from_buffer(view)))
-            if start < hva + size and hva < start + view.nbytes:
-                try:
+            try:
+                start = int(ffi.cast("uintptr_t", ffi.from_buffer(view)))
+                if start < hva + size and hva < start + view.nbytes:
                     view.release()
-                except BufferError:
-                    pass
+            except (BufferError, ValueError):  # in use by somebody; released already
+                pass
 
     def read(self, gpa: int, size: int) -> bytes:
         """Copy ``size`` bytes out of guest memory. Other threads run meanwhile: a page may have to be fetched.

@@ -40,6 +40,10 @@ class Memory:
                 raise Bad(ErrorCode.ADDR)
         return out
 
+    def touches_read_only(self, gpa: int, size: int) -> bool:
+        """Part of the range is mapped read-only."""
+        return any(ro and start < gpa + size and gpa < start + len(data) for start, data, ro in self.regions)
+
     def _slice(self, gpa: int) -> tuple[bytearray, int]:
         for start, data, _ in self.regions:
             if start <= gpa < start + len(data):

@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import ring
 from model.memory import Memory
@@ -136,7 +136,7 @@ class Rig:
         if not self.regions:
             self.regions = self.memory.regions
         flat = []
-        p = chain.ptr
+        p: Any = chain.ptr
         for i in range(p.nr_out + p.nr_in):
             hva = int(ffi.cast("uintptr_t", p.iov[i].base))
             region = next(r for r in self.regions if r.hva <= hva < r.hva + r.size)
@@ -192,6 +192,8 @@ def pages(ranges: list[tuple[int, int]]) -> set[int]:
 
 class Pair:
     """One queue twice: in C and as the model. Every operation is done on both and guest memory compared."""
+
+    model: SplitDevice | PackedDevice
 
     def __init__(
         self,

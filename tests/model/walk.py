@@ -73,6 +73,8 @@ class Walk:
             pieces = self.memory.pieces(addr, length)
         except Bad as bad:
             wrong |= bad.codes
+            if write and self.memory.touches_read_only(addr, length):
+                wrong.add(ErrorCode.PERM)
         else:
             if write and any(read_only for _, _, read_only in pieces):
                 wrong.add(ErrorCode.PERM)

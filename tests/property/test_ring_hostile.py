@@ -15,9 +15,9 @@ import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
+from model.rig import CONST, FAR, RINGS, TABLES, A, B, Pair, Rig, overlap
 
 import ring
-from model.rig import A, B, CONST, FAR, RINGS, TABLES, Pair, Rig, overlap
 
 INDIRECT, EVENT_IDX, IN_ORDER = 1 << 28, 1 << 29, 1 << 35
 NEXT, WRITE, TABLE = 1, 2, 4
@@ -42,6 +42,8 @@ flags = st.one_of(
     st.builds(lambda known, unknown: known | unknown, st.integers(0, 7), st.sampled_from([8, 0x70, 0x7F00])),
 )
 good_addresses = st.integers(A.gpa, B.end - 64)
+#: mostly with indirect tables: without, there is little to get wrong
+FEATURES = [0, IN_ORDER | EVENT_IDX] + [INDIRECT | others for others in (0, IN_ORDER, EVENT_IDX, IN_ORDER | EVENT_IDX)]
 
 
 class HostileDriver(RuleBasedStateMachine):
@@ -54,7 +56,7 @@ class HostileDriver(RuleBasedStateMachine):
         self.rig = Rig()
         self.pair: Pair | None = None
 
-    @initialize(features=st.sets(st.sampled_from([INDIRECT, EVENT_IDX, IN_ORDER])).map(sum), shape=st.data())
+    @initialize(features=st.sampled_from(FEATURES), shape=st.data())
     def begin(self, features: int, shape: st.DataObject) -> None:
         self.size = size = shape.draw(st.sampled_from([1, 3, 4, 7, 12] if self.packed else [1, 2, 4, 8]), "size")
         self.desc = RINGS.gpa
@@ -109,25 +111,29 @@ class HostileDriver(RuleBasedStateMachine):
                 self.put(addr, i, buffer, length, flag, last)
 
     @rule(
-        count=st.sampled_from([2, 3, 7, 8, 136, 137, 1023, 1024, 1025]),
-        length=st.sampled_from([0, 1, 4, 0x400000, 0x3FFFFF]),
+        count=st.sampled_from([2, 6, 7, 136, 137, 1023, 1024, 1025]),
+        length=st.sampled_from([0, 1, 4, 0x3800]),
         write_from=st.integers(0, 1100),
+        wrong=st.sampled_from([0, 0, 0, 0, 16, -16, 1]),
+        crossing=st.booleans(),
+        ids=st.lists(st.integers(0, 12), min_size=1, max_size=3),
     )
-    def long_table(self, count: int, length: int, write_from: int) -> None:
-        """At the limits of pieces, descriptors and bytes."""
+    def long_table(self, count: int, length: int, write_from: int, wrong: int, crossing: bool, ids: list[int]) -> None:
+        """A table at the limits of pieces, descriptors and bytes, made available right away."""
+        table = b""
         for i in range(count):
-            flag = (WRITE if i >= write_from else 0) | (NEXT if i + 1 < count else 0)
-            self.put(TABLES.gpa, i, A.gpa + i, length, flag & (WRITE if self.packed else 7), i + 1)
-
-    @rule(
-        length=st.sampled_from([16 * 2, 16 * 8, 16 * 137, 16 * 1023, 16 * 1024, 16 * 1025]),
-        count=st.integers(1, 3),
-        last=st.integers(0, 12),
-    )
-    def point_at_table(self, length: int, count: int, last: int) -> None:
-        """The next descriptors to be looked at are ``TABLES``."""
-        self.offer([(TABLES.gpa, length, TABLE, last + i) for i in range(count)])
+            flag = WRITE if i >= write_from else 0
+            if not self.packed and i + 1 < count:
+                flag |= NEXT
+            addr = A.end - 1 if crossing else A.gpa + i % 0x1000
+            table += struct.pack("<QIHH", addr, length, *((0, flag) if self.packed else (flag, i + 1)))
+        self.write(TABLES.gpa, table)
+        self.offer([(TABLES.gpa, 16 * count + wrong, TABLE, ident) for ident in ids])
         self.pop(20)
+
+    @rule(data=st.binary(min_size=16, max_size=64), at=st.integers(0, 64))
+    def scribble_table(self, data: bytes, at: int) -> None:
+        self.write(TABLES.gpa + at, data)
 
     @rule(
         chain=st.lists(st.tuples(addresses, lengths, flags, st.integers(0, 12)), min_size=1, max_size=6),

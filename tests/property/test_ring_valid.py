@@ -12,9 +12,9 @@ import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from model.rig import CONST, FAR, GUEST_PLUG, RINGS, TABLES, UADDR, A, B, Pair, Rig
 
 import ring
-from model.rig import A, B, CONST, FAR, GUEST_PLUG, RINGS, TABLES, UADDR, Pair, Rig
 
 INDIRECT, EVENT_IDX, IN_ORDER = 1 << 28, 1 << 29, 1 << 35
 INDIRECT_MAX = 4

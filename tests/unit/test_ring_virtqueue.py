@@ -1,0 +1,579 @@
+"""Virtqueue and Chain: waiting, completing, pausing, ending. What rings mean is tested in tests/property."""
+
+from __future__ import annotations
+
+import gc
+import os
+import socket
+from collections.abc import Callable
+
+import pytest
+import trio
+import trio.lowlevel
+from model.link import BUFFERS, EVENT_IDX, INDIRECT, PACKED, RAM, Link
+
+import ring
+from ring import ErrorCode, QueueState
+
+LAYOUTS = [0, EVENT_IDX, PACKED, PACKED | EVENT_IDX]
+
+
+async def echo(queue: ring.Virtqueue) -> None:
+    """Answers with what it was sent."""
+    async for chain in queue:
+        data = b"".join(map(bytes, chain.readable))
+        chain.complete(chain.write(0, data))
+
+
+# --- chains
+
+
+def test_a_chain_shows_guest_memory() -> None:
+    with Link() as link:
+        at = link.send(b"hello", 8)
+        (chain,) = link.queue.pop_batch()
+        assert (chain.out_bytes, chain.in_bytes, link.queue.in_flight) == (5, 8, 1)
+        (readable,), (writable,) = chain.readable, chain.writable
+        assert bytes(readable) == b"hello"
+        assert readable.readonly
+        writable[:3] = b"abc"
+        assert link.ram[at : at + 4] == b"abc\0"
+        assert chain.write(6, b"xyz") == 2
+        assert link.ram[at + 6 : at + 9] == b"xy\0"
+        assert chain.read(1, 3) == b"ell"
+        assert chain.read(4, 100) == b"o"
+        assert chain.read(5, 1) == b""
+        assert chain.read(100, 1) == b""
+        assert "5 bytes out" in repr(chain)
+        chain.complete(8)
+        assert link.queue.flush()
+        assert "completed" in repr(chain)
+        assert [(used.token, used.length) for used in link.driver.poll()] == [(1, 8)]
+
+
+def test_completed_chains_are_closed() -> None:
+    with Link() as link:
+        link.send()
+        (chain,) = link.queue.pop_batch()
+        view = chain.writable[0]
+        with pytest.raises(ValueError, match="written=17, but the chain has 16"):
+            chain.complete(17)
+        with pytest.raises(ValueError, match="written=-1"):
+            chain.complete(-1)
+        chain.complete(16)
+        with pytest.raises(RuntimeError, match="not the device's any more"):
+            chain.complete()
+        with pytest.raises(RuntimeError, match="not the device's any more"):
+            _ = chain.out_bytes
+        with pytest.raises(ValueError, match="released"):
+            view[0]
+        assert link.queue.in_flight == 0
+
+
+def test_a_view_in_use_does_not_stop_completion() -> None:
+    with Link() as link:
+        link.send()
+        (chain,) = link.queue.pop_batch()
+        held = memoryview(chain.writable[0])  # an export keeps release() from working
+        user = held.cast("I")
+        chain.complete()
+        assert link.queue.flush()
+        user.release()
+
+
+def test_stopped_queues_take_their_chains_with_them() -> None:
+    with Link() as link:
+        link.send()
+        (chain,) = link.queue.pop_batch()
+        view = chain.readable[0]
+        assert link.queue.stop() == 1
+        with pytest.raises(RuntimeError, match="its queue stopped"):
+            chain.complete()
+        with pytest.raises(ValueError, match="released"):
+            view[0]
+        assert link.queue.state == QueueState.STOPPED
+        assert link.queue.pop_batch() == []
+        assert not link.queue.ready
+
+
+def test_unpop_gives_back_the_newest() -> None:
+    with Link() as link:
+        for _ in range(3):
+            link.send()
+        first, second, third = link.queue.pop_batch()
+        link.queue.unpop(2)
+        with pytest.raises(RuntimeError):
+            third.complete()
+        with pytest.raises(RuntimeError):
+            second.complete()
+        again = link.queue.pop_batch()
+        assert len(again) == 2
+        again[1].complete()
+        with pytest.raises(ring.RingError, match="return of 1 chains"):
+            link.queue.unpop(1)
+        with pytest.raises(ValueError, match="2 chains are in flight"):
+            link.queue.unpop(3)
+        first.complete()
+        again[0].complete()
+
+
+def test_batches_are_limited() -> None:
+    with Link(size=1024) as link:
+        for _ in range(300):
+            link.send(kick=False)
+        assert len(link.queue.pop_batch(7)) == 7
+        assert len(link.queue.pop_batch(10_000)) == 256
+        assert len(link.queue.pop_batch()) == 37
+        assert link.queue.pop_batch() == []
+        assert link.queue.stats.popped == 300
+        assert link.queue.stats.batches == 3
+
+
+def test_the_hot_path_leaves_no_garbage() -> None:
+    with Link() as link:
+        gc.collect()
+        gc.disable()
+        try:
+            for _ in range(50):
+                link.send(kick=False)
+                for chain in link.queue.pop_batch():
+                    chain.complete()
+                link.queue.flush()
+                link.driver.poll()
+            del chain
+            assert not any(isinstance(thing, ring.Chain) for thing in gc.get_objects())
+        finally:
+            gc.enable()
+
+
+# --- errors
+
+
+@pytest.mark.parametrize("features", [0, EVENT_IDX])
+def test_a_bad_ring_breaks_the_queue(features: int) -> None:
+    with Link(features=features) as link:
+        link.bad()
+        assert link.queue.pop_batch() == []
+        assert link.queue.state == QueueState.BROKEN
+        assert link.queue.error == (ErrorCode.AVAIL, 0x7FFF)
+        assert os.eventfd_read(link.err) == 1
+        assert link.queue.pop_batch() == []
+        link.queue.stop()
+        assert link.queue.error is None
+
+
+def test_a_device_breaks_its_queue() -> None:
+    with Link() as link:
+        link.queue.break_(ErrorCode.DEVICE, 9)
+        assert link.queue.error == (ErrorCode.DEVICE, 9)
+
+
+def test_start_refuses_in_words() -> None:
+    with Link(start=False) as link:
+        link.config.desc = RAM
+        with pytest.raises(ring.RingError, match="start of queue 3, 16 entries: ring addresses not in guest memory"):
+            link.queue.start(link.config)
+        assert link.queue.state == QueueState.STOPPED
+        link.config.desc = link.driver.desc
+        link.config.size = 17
+        with pytest.raises(ring.RingError, match="not a power of two"):
+            link.queue.start(link.config)
+        link.config.size = 16
+        link.config.inflight = memoryview(bytearray(8))
+        with pytest.raises(ring.RingError, match="inflight"):
+            link.queue.start(link.config)
+        link.config.inflight = None
+        link.queue.start(link.config)
+        assert link.queue.config is link.config
+        with pytest.raises(ring.RingError, match="not possible in this state"):
+            link.queue.start(link.config)
+
+
+def test_the_inflight_region_is_let_go() -> None:
+    region = bytearray(ring.inflight_bytes(16, False))
+    with Link(inflight=memoryview(region)) as link:
+        with pytest.raises(BufferError):
+            region.append(0)
+        link.queue.stop()
+        link.config.inflight = None
+        region.append(0)
+
+
+def test_remap_of_what_is_gone_breaks() -> None:
+    with Link() as link:
+        link.send()
+        (chain,) = link.queue.pop_batch()
+        (region,) = link.memory.regions
+        assert link.queue.overlaps(region.hva + BUFFERS, 1)
+        assert not link.queue.overlaps(region.hva + BUFFERS + 4, 1)
+        link.memory.clear()
+        with pytest.raises(ring.RingError, match="ring addresses of queue 3"):
+            link.queue.remap()
+        assert link.queue.state == QueueState.BROKEN
+        chain.complete()
+        assert link.queue.in_flight == 0
+
+
+def test_closed_queues() -> None:
+    with Link() as link:
+        link.queue.close()
+        link.queue.close()
+        with pytest.raises(RuntimeError, match="queue 3 is closed"):
+            link.queue.stop()
+        assert link.queue.pop_batch() == []
+
+
+# --- waiting
+
+
+@pytest.mark.parametrize("features", LAYOUTS)
+async def test_iteration(features: int) -> None:
+    with Link(features=features) as link, trio.fail_after(5):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(echo, link.queue)
+            for turn in range(40):
+                at = link.send(b"%08d" % turn)
+                await trio.lowlevel.wait_readable(link.call)
+                assert link.calls() == 1
+                assert [used.length for used in link.driver.poll()] == [8]
+                assert link.ram[at : at + 8] == b"%08d" % turn
+                link.driver.calls_on()
+            link.queue.stop()  # ends the iteration
+
+
+@pytest.mark.parametrize("features", LAYOUTS)
+async def test_batches(features: int) -> None:
+    """Many requests, few notifications, no kick while the device is at work."""
+
+    async def device() -> None:
+        while await link.queue.wait():
+            for chain in link.queue.pop_batch():
+                chain.complete()
+            link.queue.flush()
+
+    with Link(size=128, features=features) as link, trio.fail_after(5):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(device)
+            for _ in range(10):
+                for _ in range(64):
+                    link.send()
+                while link.driver.pending:
+                    await trio.lowlevel.wait_readable(link.call)
+                    link.calls()
+                    while link.driver.poll() or link.driver.calls_on():
+                        pass
+            stats = link.queue.stats
+            assert stats.pushed == 640
+            assert stats.batches <= 20
+            assert stats.notified <= 20
+            link.queue.stop()
+
+
+async def test_no_kick_fd() -> None:
+    with Link() as link, trio.fail_after(5):
+        link.queue.set_kick(None)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(echo, link.queue)
+            await trio.sleep(0.01)
+            link.send(kick=False)
+            await trio.lowlevel.wait_readable(link.call)
+            link.queue.set_kick(link.kick)
+            await trio.sleep(0.01)
+            link.calls()
+            link.send()
+            await trio.lowlevel.wait_readable(link.call)
+            link.queue.stop()
+
+
+@pytest.mark.parametrize("kind", ["pipe", "stream", "datagram"])
+async def test_kicks_by_other_files(kind: str) -> None:
+    """User-mode Linux brings pipes and sockets; our end may block, and the other side reads it too."""
+    ours, theirs, shut = channel(kind)
+    with Link() as link, trio.fail_after(5):
+        link.queue.set_kick(ours)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(echo, link.queue)
+            for _ in range(3):
+                await trio.sleep(0.005)
+                link.send(kick=False)
+                os.write(theirs, b"12345678" * 3)
+                await trio.lowlevel.wait_readable(link.call)
+                link.calls()
+                link.driver.poll()
+            if kind == "datagram":  # has no end that could be seen
+                link.queue.stop()
+                nursery.cancel_scope.cancel()
+            shut()  # nothing will come any more: the ring is looked at all the same
+            await trio.sleep(0.01)
+            before = link.queue.stats.rearms
+            await trio.sleep(0.05)
+            assert link.queue.stats.rearms - before < 100, "a closed file must not be spun on"
+            link.send(kick=False)
+            await trio.lowlevel.wait_readable(link.call)
+            link.queue.stop()
+    os.close(ours)
+
+
+def channel(kind: str) -> tuple[int, int, Callable[[], None]]:
+    """Our end, theirs, and how to close theirs."""
+    if kind == "pipe":
+        ours, theirs = os.pipe()
+        return ours, theirs, lambda: os.close(theirs)
+    a, b = socket.socketpair(type=socket.SOCK_STREAM if kind == "stream" else socket.SOCK_DGRAM)
+    return a.detach(), b.fileno(), b.close
+
+
+async def test_a_kick_read_by_the_other_side_does_not_block() -> None:
+    """The eventfd is one object for both sides: whoever is slower must find EAGAIN, even if it is a blocking one."""
+    kick = os.eventfd(1, 0)
+    with Link() as link, trio.fail_after(2):
+        async with trio.open_nursery() as nursery:
+            link.queue.set_kick(kick)
+            real = os.preadv
+
+            def late(*args: object) -> int:
+                os.eventfd_read(kick)
+                return real(*args)  # type: ignore[arg-type]
+
+            os.preadv = late  # type: ignore[assignment]
+            try:
+                nursery.start_soon(echo, link.queue)
+                await trio.sleep(0.02)
+            finally:
+                os.preadv = real
+            link.queue.stop()
+    os.close(kick)
+
+
+async def test_files_that_cannot_be_waited_for() -> None:
+    fd = os.memfd_create("no eventfd")
+    with Link() as link, trio.fail_after(5):
+        link.queue.set_kick(fd)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(echo, link.queue)
+            link.send(kick=False)
+            await trio.lowlevel.wait_readable(link.call)
+            link.queue.stop()
+    os.close(fd)
+
+
+async def test_one_waits() -> None:
+    with Link() as link, trio.fail_after(5):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(echo, link.queue)
+            await trio.sleep(0.01)
+            with pytest.raises(RuntimeError, match="another task waits for queue 3"):
+                await link.queue.wait()
+            link.queue.stop()
+
+
+@pytest.mark.parametrize("how", ["stop", "break", "close", "bad ring", "memory"])
+async def test_iteration_ends(how: str) -> None:
+    with Link() as link, trio.fail_after(5):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(echo, link.queue)
+            await trio.sleep(0.01)
+            if how == "stop":
+                link.queue.stop()
+            elif how == "break":
+                link.queue.break_(ErrorCode.DEVICE)
+            elif how == "close":
+                link.queue.close()
+            elif how == "memory":
+                link.memory.close()
+            else:
+                link.bad()
+                os.eventfd_write(link.kick, 1)
+        if how == "stop":  # and begins again
+            link.queue.start(link.config)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(echo, link.queue)
+                await trio.sleep(0.01)
+                link.send()
+                await trio.lowlevel.wait_readable(link.call)
+                link.queue.stop()
+
+
+async def test_wait_after_the_end() -> None:
+    with Link() as link:
+        link.queue.stop()
+        assert not await link.queue.wait()
+        with trio.CancelScope() as scope:
+            scope.cancel()
+            await link.queue.wait()
+        assert scope.cancelled_caught
+
+
+async def test_completion_by_another_task_is_published() -> None:
+    """The iteration sleeps; whoever completes must not have to know how to flush."""
+    with Link() as link, trio.fail_after(5):
+
+        async def later(chain: ring.Chain) -> None:
+            await trio.sleep(0.01)
+            chain.complete()
+
+        async def device() -> None:
+            async for chain in link.queue:
+                nursery.start_soon(later, chain)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(device)
+            link.send()
+            link.send()
+            await trio.lowlevel.wait_readable(link.call)
+            await trio.sleep(0.02)
+            assert len(link.driver.poll()) == 2
+            link.queue.stop()
+
+
+async def test_a_slow_body_does_not_hold_back_what_is_done() -> None:
+    with Link() as link, trio.fail_after(5):
+
+        async def device() -> None:
+            async for chain in link.queue:
+                chain.complete()
+                await trio.sleep(0.02)
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(5):
+                link.send()
+            nursery.start_soon(device)
+            for done in range(1, 6):
+                await trio.lowlevel.wait_readable(link.call)
+                link.calls()
+                assert len(link.driver.poll()) == 1, done
+            link.queue.stop()
+
+
+async def test_what_was_not_handed_out_goes_back() -> None:
+    """``async for`` takes a few at once; leaving it must not lose the rest."""
+    with Link() as link:
+        for _ in range(5):
+            link.send()
+        async for chain in link.queue:
+            chain.complete()
+            break
+        assert link.queue.in_flight == 4
+        assert link.queue.stop() == 1
+        link.config.base = 1
+        link.queue.start(link.config)
+        assert len(link.queue.pop_batch()) == 4
+
+
+async def test_pause_drain_resume() -> None:
+    with Link() as link, trio.fail_after(5):
+        seen: list[ring.Chain] = []
+
+        async def device() -> None:
+            async for chain in link.queue:
+                seen.append(chain)
+                await trio.lowlevel.checkpoint()
+                if len(seen) == 2:
+                    link.queue.pause()
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(5):
+                link.send()
+            nursery.start_soon(device)
+            await trio.sleep(0.01)
+            assert len(seen) == 2
+            assert link.queue.paused
+            assert link.queue.in_flight == 2
+            assert link.queue.pop_batch() == []
+            drained = trio.Event()
+
+            async def drain() -> None:
+                await link.queue.drain()
+                drained.set()
+
+            nursery.start_soon(drain)
+            await trio.sleep(0.01)
+            seen[1].complete()
+            await trio.sleep(0.01)
+            assert not drained.is_set()
+            seen[0].complete()
+            await drained.wait()
+            assert len(link.driver.poll()) == 2
+            link.queue.pause()
+            link.queue.resume()
+            await trio.sleep(0.01)
+            assert len(seen) == 5
+            link.queue.stop()
+
+
+async def test_a_paused_queue_ends_too() -> None:
+    with Link() as link, trio.fail_after(5):
+        link.queue.pause()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(echo, link.queue)
+            await trio.sleep(0.01)
+            link.queue.stop()
+        assert link.queue.paused
+        link.queue.start(link.config)
+        with trio.move_on_after(0.02) as scope:
+            await link.queue.wait()
+        assert scope.cancelled_caught
+        link.queue.resume()
+        link.send()
+        assert await link.queue.wait()
+
+
+async def test_iotlb_misses_are_tried_again() -> None:
+    tlb = ring.Iotlb()
+    tlb.update(0, BUFFERS, 0, ring.Perm.READ | ring.Perm.WRITE)
+    with Link(iotlb=tlb) as link, trio.fail_after(5):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(echo, link.queue)
+            link.send()
+            while not (misses := tlb.misses()):
+                await trio.sleep(0.001)
+            assert misses[0].iova == BUFFERS
+            before = link.queue.stats.misses
+            await trio.sleep(0.02)
+            assert link.queue.stats.misses - before < 40, "the answer takes its time: no spinning"
+            tlb.update(BUFFERS, 0x1000, BUFFERS, ring.Perm.READ | ring.Perm.WRITE)
+            await trio.lowlevel.wait_readable(link.call)
+            assert len(link.driver.poll()) == 1
+            link.queue.stop()
+
+
+async def test_room_for_long_chains_comes_back() -> None:
+    """More long chains than there are blocks for: the rest waits for completions, not for a kick."""
+    size, pieces = 64, 200
+    with Link(size=size, features=INDIRECT) as link, trio.fail_after(5):
+        link.driver.close()
+        link.driver = ring.Driver(link.ram, gpa=0, size=size, features=INDIRECT, indirect_max=pieces)
+        assert link.driver.offsets.size <= BUFFERS
+        link.queue.stop()
+        link.config.avail, link.config.used = link.driver.avail, link.driver.used
+        link.queue.start(link.config)
+        for token in range(size):
+            link.driver.add([(BUFFERS, 1)] * pieces, token=token, indirect=True)
+        link.driver.publish()
+        waiting: list[ring.Chain] = []
+
+        async def device() -> None:
+            async for chain in link.queue:
+                waiting.append(chain)  # noqa: PERF401 - looked at while it grows
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(device)
+            await trio.sleep(0.02)
+            total = len(waiting)
+            assert 0 < total < size
+            while total < size:
+                waiting.pop(0).complete()
+                await trio.sleep(0.002)
+                total += 1
+                assert link.queue.in_flight == len(waiting)
+            link.queue.stop()
+
+
+async def test_cancellation_while_waiting_loses_nothing() -> None:
+    with Link() as link:
+        for _ in range(20):
+            with trio.move_on_after(0):
+                await link.queue.wait()
+        link.send()
+        assert await link.queue.wait()
+        assert len(link.queue.pop_batch()) == 1
