@@ -30,31 +30,58 @@ void walk_init_regions(struct vq_walk *w)
 
 static const int pool_iov[VQ_POOLS] = { VQ_POOL1_IOV, RING_IOV_MAX };
 
+/* A block of the smallest class above @iov_class that has one left: its class, or 0. */
+static uint8_t take_block(struct ring_vq *vq, uint8_t iov_class, struct ring_iov **out)
+{
+	uint8_t i;
+
+	for (i = iov_class; i < VQ_POOLS; i++) {
+		if (vq->pool[i].nr_free) {
+			*out = vq->pool[i].free[--vq->pool[i].nr_free];
+			return (uint8_t)(i + 1);
+		}
+	}
+	return 0;
+}
+
 /* More pieces than there is room for: move to a bigger block. 0, -VQ_NO_BLOCK or -RING_E_IOVECS. */
 static int walk_grow(struct vq_walk *w)
 {
 	struct ring_vq *vq = w->vq;
 	struct ring_iov *old = w->iov;
-	uint32_t i;
+	uint8_t iov_class;
 
 	if (w->cap == RING_IOV_MAX) {
 		w->detail = w->nr + 1;
 		return -RING_E_IOVECS;
 	}
-	for (i = w->iov_class; i < VQ_POOLS && !vq->pool[i].nr_free; i++)
-		;
-	if (i == VQ_POOLS)
+	iov_class = take_block(vq, w->iov_class, &w->iov);
+	if (!iov_class)
 		return -VQ_NO_BLOCK;
-	w->iov = vq->pool[i].free[--vq->pool[i].nr_free];
 	memcpy(w->iov, old, w->nr * sizeof(*old));
 	if (w->iov_class) {
 		struct vq_pool *pool = &vq->pool[w->iov_class - 1];
 
 		pool->free[pool->nr_free++] = old;
 	}
-	w->iov_class = (uint8_t)(i + 1);
-	w->cap = (uint32_t)pool_iov[i];
+	w->iov_class = iov_class;
+	w->cap = (uint32_t)pool_iov[iov_class - 1];
 	return 0;
+}
+
+/* The same for the fast walk: @nr pieces stand inline, or in the block the chain has. NULL: leave it to the other. */
+struct ring_iov *near_grow(struct ring_vq *vq, struct ring_chain *chain, uint32_t nr)
+{
+	struct ring_iov *block;
+	uint8_t iov_class = take_block(vq, chain->iov_class, &block);
+
+	if (!iov_class)
+		return NULL;
+	memcpy(block, chain->iov_class ? chain->iov : chain->inl, nr * sizeof(*block));
+	vq_free_block(vq, chain);
+	chain->iov = block;
+	chain->iov_class = iov_class;
+	return block;
 }
 
 void walk_undo(struct vq_walk *w)

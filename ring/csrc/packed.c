@@ -141,8 +141,10 @@ VQ_INLINE struct ring_chain *packed_take_fast(struct ring_vq *vq, struct vq_near
 	if (vq_unlikely(chain->state != VQ_CHAIN_FREE))
 		return NULL;
 	nr_desc = walk_fast(vq, near, chain, head, pos, &g_id, true);
-	if (vq_unlikely(!nr_desc || nr_desc > room || g_id != g_guess))
+	if (vq_unlikely(!nr_desc || nr_desc > room || g_id != g_guess)) {
+		vq_free_block(vq, chain);
 		return NULL;
+	}
 	chain->id = g_guess;
 	chain->nr_desc = (uint16_t)nr_desc;
 	return chain;

@@ -29,6 +29,7 @@ struct vq_walk {
 	struct ring_chain *chain;
 };
 
+struct ring_iov *near_grow(struct ring_vq *vq, struct ring_chain *chain, uint32_t nr);
 int walk_add_slow(struct vq_walk *w, uint64_t g_addr, uint32_t g_len, bool write);
 int walk_indirect(struct vq_walk *w, uint64_t g_addr, uint32_t g_len);
 void walk_undo(struct vq_walk *w);
@@ -110,9 +111,9 @@ VQ_INLINE void walk_end(struct vq_walk *w)
 }
 
 /*
- * The fast walk, for what nearly every chain is: at most RING_INLINE_IOV buffers, none empty, each inside one writable
- * region, described directly or by one aligned table in order. It decides nothing else: where it returns false the chain
- * is walked again from the head's copy by the careful walk above, which reads the rest afresh and alone is believed.
+ * The fast walk, for what nearly every chain is: buffers of which none is empty, each inside one writable region,
+ * described directly or by one aligned table in order. It decides nothing else: where it returns 0 the chain is walked
+ * again from the head's copy by the careful walk above, which reads the rest afresh and alone is believed.
  * All its state lives in registers; hence the separate region copy.
  */
 struct vq_near {
@@ -180,14 +181,15 @@ VQ_INLINE uint32_t near_flags(uint64_t second, const bool packed)
 /*
  * A list of buffers from the copied descriptor @d, in the ring (@table NULL, @at its slot when packed) or in a table of
  * @nr entries (@at 0). Two loops, readable then writable, so that neither has to ask which it is. Returns the number of
- * descriptors, 0 if the careful walk is to have the chain; packed: *@g_id is the last descriptor's.
+ * descriptors, 0 if the careful walk is to have the chain (which may hold a block then); packed: *@g_id is the last
+ * descriptor's.
  */
 VQ_INLINE uint32_t near_list(struct vq_near *near, struct ring_vq *vq, struct ring_chain *chain, uint64_t d[2],
 			     const SHM uint8_t *table, uint32_t at, uint32_t nr, uint16_t *g_id, const bool packed,
 			     const bool in_table)
 {
 	const SHM uint8_t *from = in_table ? table : vq->desc;
-	struct ring_iov *iov = chain->inl, *const end = chain->inl + RING_INLINE_IOV, *in = NULL;
+	struct ring_iov *base = chain->inl, *iov = base, *end = base + RING_INLINE_IOV, *in = NULL;
 	uint64_t bytes = 0, out_bytes = 0;
 	uint32_t nr_out;
 
@@ -230,19 +232,27 @@ VQ_INLINE uint32_t near_list(struct vq_near *near, struct ring_vq *vq, struct ri
 					return 0;
 			}
 		}
-		if (vq_unlikely(iov == end))
-			return 0;
+		if (vq_unlikely(iov == end)) {
+			struct ring_iov *bigger = near_grow(vq, chain, (uint32_t)(iov - base));
+
+			if (bigger == NULL)
+				return 0;
+			iov = bigger + (iov - base);
+			in = in != NULL ? bigger + (in - base) : NULL;
+			base = bigger;
+			end = base + (chain->iov_class == 1 ? VQ_POOL1_IOV : RING_IOV_MAX);
+		}
 	}
-	nr = (uint32_t)(iov - chain->inl);
+	nr = (uint32_t)(iov - base);
 	if (vq_unlikely(bytes > UINT32_MAX || (!in_table && nr > vq->size)))
 		return 0;
 	if (in == NULL) {
 		in = iov;
 		out_bytes = bytes;
 	}
-	nr_out = (uint32_t)(in - chain->inl);
+	nr_out = (uint32_t)(in - base);
 	*g_id = (uint16_t)(d[1] >> 32);
-	chain->iov = chain->inl;
+	chain->iov = base;
 	chain->out_bytes = (uint32_t)out_bytes;
 	chain->in_bytes = (uint32_t)(bytes - out_bytes);
 	chain->nr_out = (uint16_t)nr_out;
@@ -260,18 +270,25 @@ VQ_INLINE uint32_t walk_fast(struct ring_vq *vq, struct vq_near *near, struct ri
 	uint64_t d[2] = { head[0], head[1] };
 	uint32_t flags = near_flags(d[1], packed), g_len = (uint32_t)d[1];
 	const SHM uint8_t *table;
+	uint16_t unused;
+	uint32_t nr;
 
-	if (!(flags & VQ_DESC_INDIRECT))
-		return near_list(near, vq, chain, d, NULL, pos, 0, g_id, packed, false);
-	if (vq_unlikely(!vq->indirect || flags & VQ_DESC_NEXT || g_len > RING_INLINE_IOV * VQ_DESC_BYTES ||
-			g_len % VQ_DESC_BYTES))
-		return 0;
-	table = near_at(near, vq, d[0], g_len);
-	if (vq_unlikely(table == NULL || (uintptr_t)table & 7))
-		return 0;
-	*g_id = (uint16_t)(d[1] >> 32);
-	shm_load_desc(d, table);
-	return near_list(near, vq, chain, d, table, 0, g_len / VQ_DESC_BYTES, &(uint16_t){ 0 }, packed, true) ? 1 : 0;
+	if (!(flags & VQ_DESC_INDIRECT)) {
+		nr = near_list(near, vq, chain, d, NULL, pos, 0, g_id, packed, false);
+	} else {
+		if (vq_unlikely(!vq->indirect || flags & VQ_DESC_NEXT || g_len > RING_IOV_MAX * VQ_DESC_BYTES ||
+				g_len % VQ_DESC_BYTES))
+			return 0;
+		table = near_at(near, vq, d[0], g_len);
+		if (vq_unlikely(table == NULL || (uintptr_t)table & 7))
+			return 0;
+		*g_id = (uint16_t)(d[1] >> 32);
+		shm_load_desc(d, table);
+		nr = near_list(near, vq, chain, d, table, 0, g_len / VQ_DESC_BYTES, &unused, packed, true) ? 1 : 0;
+	}
+	if (vq_unlikely(!nr))
+		vq_free_block(vq, chain);
+	return nr;
 }
 
 #endif

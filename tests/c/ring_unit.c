@@ -460,6 +460,41 @@ static void test_mixed(uint64_t features)
 	rig_close(&r);
 }
 
+/* Every size of block, every turn from readable to writable, in a table and in the ring itself. */
+static void test_lengths(uint64_t features)
+{
+	static const uint32_t lengths[] = { 1, 5, 6, 7, 8, 135, 136, 137, 1023, 1024 };
+	struct ring_chain *c;
+	uint32_t k, i, n, nr_out, direct;
+
+	open_queue(1024, features);
+	for (k = 0; k < sizeof(lengths) / sizeof(lengths[0]); k++)
+		for (nr_out = 0; nr_out <= lengths[k]; nr_out += 1 + nr_out / 3)
+			for (direct = 0; direct < 2; direct++) {
+				static struct buf bufs[1024];
+
+				n = lengths[k];
+				for (i = 0; i < n; i++) {
+					bufs[i] = (struct buf){ data(32768 + 16 * i), 1 + i, i < nr_out ? 0 : WRITE };
+					table_entry(data(0), i, bufs[i].addr, bufs[i].len,
+						    (uint16_t)(bufs[i].flags | (i + 1 < n ? NEXT : 0)), (uint16_t)(i + 1));
+				}
+				if (direct)
+					chain(0, bufs, n);
+				else
+					chain(0, &(struct buf){ data(0), 16 * n, IND }, 1);
+				CHECK_EQ(pop1(&c), 1);
+				CHECK(c->nr_out == nr_out && c->nr_in == n - nr_out);
+				CHECK_EQ(c->out_bytes, nr_out * (nr_out + 1) / 2);
+				CHECK_EQ(c->out_bytes + c->in_bytes, n * (n + 1) / 2);
+				for (i = 0; i < n; i++)
+					CHECK(c->iov[i].base == host(bufs[i].addr) && c->iov[i].len == bufs[i].len);
+				ring_vq_push(r.vq, c, 0);
+				ring_vq_flush(r.vq);
+			}
+	rig_close(&r);
+}
+
 /* Long chains come from pools: when those are used up pop waits for a push, and nothing spins. */
 static void test_pools(uint64_t features)
 {
@@ -949,6 +984,7 @@ int main(void)
 		test_zero_length(f);
 		test_regions(f | RIG_INDIRECT);
 		test_mixed(f | RIG_INDIRECT);
+		test_lengths(f | RIG_INDIRECT);
 		test_pools(f | RIG_INDIRECT);
 		test_unpop(f);
 		test_in_order(f);
