@@ -8,6 +8,7 @@ from __future__ import annotations
 import socket
 import struct
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -16,7 +17,7 @@ import ring
 from vhost._session_state import DeviceDescription, Options
 from vhost.backend_channel import BackendChannel
 from vhost.channel import Channel
-from vhost.constants import BackendRequest, ProtocolFeature, ShmemFlag
+from vhost.constants import BackendRequest, DeviceStatus, ProtocolFeature, ShmemFlag
 from vhost.device import Device, Link
 from vhost.errors import DeviceError, ProtocolError
 from vhost.fds import Fds, OwnedFd
@@ -109,6 +110,8 @@ class Connection(Link):
                 self.instance = instance
                 instance.post = self._post
                 instance.take_channel = self._take_channel
+                instance.hang_up = self._hang_up
+                instance.needs_reset = self._needs_reset
                 self.device.attach(self)
                 try:
                     await self._serve(instance)
@@ -148,6 +151,15 @@ class Connection(Link):
                 # The session logs what it refuses, or closes the connection with this for its reason.
                 error = DeviceError(f"{failure}{_advice(failure)}")
             return step.finish(result, error)
+
+    def _needs_reset(self) -> None:
+        """For a front-end that asks for the status byte [VIRTIO 1.3, 2.1.2]."""
+        self.session.status |= DeviceStatus.DEVICE_NEEDS_RESET
+
+    def _hang_up(self) -> None:
+        """End the connection from within: the next look at the socket finds its end."""
+        with suppress(OSError):
+            self._channel.socket.shutdown(socket.SHUT_RDWR)
 
     # The back-end's channel
 

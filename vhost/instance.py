@@ -77,6 +77,9 @@ class Instance:
         self.news = OwnedFd(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
         self.post: Post = _nobody
         self.take_channel: Callable[[OwnedFd], Awaitable[None]] = _no_channel
+        self.hang_up: Callable[[], None] = _nothing
+        self.needs_reset: Callable[[], None] = _nothing
+        self._fault_told = False
         self._limit = limit
         self._news_event = trio.Event()
         self._iovas = IovaMap()
@@ -85,6 +88,8 @@ class Instance:
         self._log_kicker: LogKicker | None = None
         self._stale_inflight: list[InflightRegion] = []
         self._buried = 0
+        self._buried_at: list[ring.Worker] = []
+        self._relays: dict[tuple[int, BackendRequest], trio.CancelScope] = {}
         self._unburied = trio.Event()
         self._retry_due = False
 
@@ -107,7 +112,7 @@ class Instance:
 
     def all_parked(self) -> Any:
         """All workers with a queue on this guest's memory are parked."""
-        return parked([queue.worker for queue in self.queues if queue.worker is not None])
+        return parked([queue.worker for queue in self.queues if queue.worker is not None] + self._buried_at)
 
     async def next_news(self) -> None:
         """Wait until a ring has something to tell."""
@@ -116,16 +121,19 @@ class Instance:
     def inband_fd(self, index: int, *, err: bool) -> OwnedFd:
         """A descriptor that becomes a VRING_CALL (or VRING_ERR) message when it is written."""
         fd = OwnedFd(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
-        self.nursery.start_soon(self._relay, fd, index, BackendRequest.VRING_ERR if err else BackendRequest.VRING_CALL)
+        request = BackendRequest.VRING_ERR if err else BackendRequest.VRING_CALL
+        if (old := self._relays.get((index, request))) is not None:
+            old.cancel()
+        scope = self._relays[index, request] = trio.CancelScope()
+        self.nursery.start_soon(self._relay, fd.dup(), index, request, scope)
         return fd
 
-    async def _relay(self, fd: OwnedFd, index: int, request: BackendRequest) -> None:
-        with fd.dup() as ours:
-            while not fd.closed:
-                with trio.move_on_after(1):  # to notice that the ring's descriptor was replaced
-                    await trio.lowlevel.wait_readable(ours.fileno())
-                    os.eventfd_read(ours.fileno())
-                    self.post(request, VringState(index, 0), (request, index), None)
+    async def _relay(self, ours: OwnedFd, index: int, request: BackendRequest, scope: trio.CancelScope) -> None:
+        with ours, scope:
+            while True:
+                await trio.lowlevel.wait_readable(ours.fileno())
+                os.eventfd_read(ours.fileno())
+                self.post(request, VringState(index, 0), (request, index), None)
 
     # News
 
@@ -142,12 +150,17 @@ class Instance:
             for queue in self.queues:
                 self._report(queue)
             self.ask_for_misses()
+            if self.memory.faulted and not self._fault_told:
+                self._fault_told = True
+                self.log.error("the front-end truncated a memory file that it shares; its guest cannot go on")
+                self.hang_up()
 
     def _report(self, queue: Queue) -> None:
         error = queue.broken()
         if error is None or queue.reported:
             return
         queue.reported = True
+        self.needs_reset()
         code, detail = error
         if self._limit():
             skipped = f" ({self._limit.suppressed} such lines before were left out)" if self._limit.suppressed else ""
@@ -190,7 +203,9 @@ class Instance:
                 await queue.try_start()
             except ring.RingError as error:
                 self.log.warning("queue %d cannot start: %s", queue.index, error)
-            await queue.wake()
+        async with self.all_parked():
+            for queue in self.queues:
+                queue.wake_parked()
 
     # Actions
 
@@ -203,12 +218,14 @@ class Instance:
         match action:
             case actions.SetFeatures(features=features):
                 self.features = features
+                self._forget_translations()
                 self.device.features_acked(features)
             case actions.SetProtocolFeatures(features=features):
                 self.protocol = ProtocolFeature(features)
             case actions.SetStatus(status=status):
                 self.device.set_status(status)
             case actions.ResetDevice():
+                self._forget_translations()
                 self.device.reset()
                 self._drop_inflight()
             case actions.GetConfig(offset=offset, size=size):
@@ -380,6 +397,11 @@ class Instance:
 
     # IOMMU
 
+    def _forget_translations(self) -> None:
+        """As kernel vhost does whenever a driver begins anew; no ring runs."""
+        self.iotlb.clear()
+        self._iovas.clear()
+
     async def _invalidate(self, iova: int, size: int) -> None:
         """Forget translations; returns when no access by them is under way."""
         length = size or U64
@@ -456,6 +478,8 @@ class Instance:
         if not self._buried:
             self._unburied = trio.Event()
         self._buried += 1
+        if worker is not None:
+            self._buried_at.append(worker)
         try:
             if source is not None and worker is not None:
                 while vq.in_flight:
@@ -465,6 +489,7 @@ class Instance:
                     worker.remove(source.ptr)
                     vq.stop()
                 source.close()
+                self._buried_at.remove(worker)
                 self.pool.release(worker)
             else:
                 await vq.drain()
@@ -512,7 +537,7 @@ class Instance:
         if queue.vq is None and queue.state is RunState.IDLE:
             return
         # Nobody listens any more; a notification would reach whoever inherits the descriptors.
-        await queue.set_err(None)
+        await queue.forget_err()
         await queue.stop()
 
     async def _limit_wait(self, stopping: trio.Event, grace: float, scope: trio.CancelScope) -> None:
@@ -558,6 +583,10 @@ async def open_instance(
         finally:
             with trio.CancelScope(shield=True):
                 await instance.close(trio.Event() if stopping is None else stopping, grace)
+
+
+def _nothing() -> None:
+    """Nobody wants to know."""
 
 
 def _nobody(

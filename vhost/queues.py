@@ -38,6 +38,9 @@ __all__ = ["Queue", "RunState", "parked"]
 _LOOK_AGAIN: Final = 0.02
 """Seconds between looks at a draining queue. It tells us by its news fd; this is for what gets lost."""
 
+_TASK_SECONDS: Final = 2.0
+"""How long `Device.run` may take to return after its queue has ended."""
+
 _KINDS: Final = {
     actions.AddressKind.UADDR: ring.AddressKind.UADDR,
     actions.AddressKind.GPA: ring.AddressKind.GPA,
@@ -82,6 +85,7 @@ class Queue:
         self._source: Source | None = None
         self._base = 0
         self._done = trio.Event()
+        self._task = trio.CancelScope()
 
     # What it is
 
@@ -151,6 +155,12 @@ class Queue:
         if old is not None:
             old.close()
 
+    async def forget_err(self) -> None:
+        """Tell nobody when the ring breaks."""
+        async with self._parked():
+            if self.vq is not None:
+                self.vq.set_err(-1)
+
     async def kick(self) -> None:
         """Look at the ring: an in-band kick."""
         if self._kick is not None:
@@ -159,10 +169,14 @@ class Queue:
             await self.wake()
 
     async def wake(self) -> None:
-        """Look at the ring once without a kick, also at a request that had to wait for an IOTLB entry."""
+        """Look at the ring once without a kick."""
         async with self._parked():
-            if self._source is not None and self.worker is not None:
-                self.worker.wake(self._source.ptr)
+            self.wake_parked()
+
+    def wake_parked(self) -> None:
+        """As `wake`, with the worker parked. A request that had to wait for an IOTLB entry is tried again."""
+        if self._source is not None and self.worker is not None:
+            self.worker.wake(self._source.ptr)
 
     # Start and stop
 
@@ -262,11 +276,13 @@ class Queue:
         if self.paused:
             vq.pause()
         vq.set_kick(_fileno(self._kick))
+        self._task = trio.CancelScope()
         self.instance.nursery.start_soon(self._run_task, vq, self._done)
 
     async def _run_task(self, vq: ring.Virtqueue, done: trio.Event) -> None:
         try:
-            await self.instance.device.run(vq)
+            with self._task:
+                await self.instance.device.run(vq)
         except Exception:
             self.instance.log.exception("device failed on queue %d, which is stopped", self.index)
             if vq is self.vq and vq.state is ring.QueueState.RUNNING:
@@ -324,7 +340,12 @@ class Queue:
             source.close()
             self.instance.pool.release(worker)
         else:
-            await self._done.wait()
+            with trio.move_on_after(_TASK_SECONDS):
+                await self._done.wait()
+            if not self._done.is_set():
+                self.instance.log.warning("device does not leave stopped queue %d; its task is cancelled", self.index)
+                self._task.cancel()
+                await self._done.wait()
         vq.close()
         return self._base
 

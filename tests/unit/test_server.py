@@ -407,6 +407,28 @@ async def test_dirty_log_marks_what_is_written() -> None:
         assert not log.pages()
 
 
+async def test_a_truncated_memory_file_ends_that_guest_only(caplog) -> None:
+    async with serving(Echo()) as (path, server):
+        await server.listen(Echo(), path + "2")
+        async with Frontend.connect(path) as fe, Frontend.connect(path + "2") as other:
+            await fe.start(native=False)
+            await other.start()
+            extra = fe.memory.add(1 << 40, 1 << 20)
+            await fe.share(extra)
+            queue = fe.queues[0]
+            queue.ring.add([(extra.gpa, 64)], [(fe.memory.alloc(64), 64)], 1)
+            os.ftruncate(extra.fd, 0)
+            queue.ring.publish()
+            queue.kick()
+            await trio.sleep(0.05)
+            queue.kick()
+            with trio.fail_after(5):
+                await fe.link.gone.wait()
+            assert await echo(other, b"alive") == b"alive"
+    assert "truncated a memory file" in caplog.text
+    caplog.clear()
+
+
 # Inflight
 
 
