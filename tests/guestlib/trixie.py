@@ -1,0 +1,97 @@
+"""libblkio, whose vhost-user-blk client is nobody's we know: Debian has it from trixie on.
+
+Nothing is installed: the packages are unpacked into the cache. Where the release is older, its sources are the
+machine's own with the suite renamed; libblkio asks for nothing newer than what bookworm has.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from guestlib import debian
+from guestlib.debian import CACHE, AssetError, locked
+
+CLIENT = Path(__file__).resolve().parents[1] / "interop" / "blkio_client.c"
+BASE = CACHE / "libblkio"
+#: seconds for which a failure is remembered: no network now is no reason to ask again in each test
+PATIENCE = 3600
+
+
+@dataclass(frozen=True)
+class Blkio:
+    """Programs linked with libblkio: our client that verifies, and the library's own example that copies."""
+
+    client: Path
+    copy: Path
+
+
+def libblkio() -> Blkio:
+    """libblkio's programs, fetched and compiled at the first call. Raises: AssetError says why there are none."""
+    with locked("libblkio"):
+        failed = BASE / "unavailable"
+        if failed.exists() and time.time() - failed.stat().st_mtime < PATIENCE:
+            raise AssetError(failed.read_text())
+        try:
+            _fetch()
+            client = _compile(CLIENT)
+            copy = _compile(BASE / "root/usr/share/doc/libblkio-dev/examples/blkio-copy.c")
+        except AssetError as error:
+            reason = f"no libblkio: {error}"
+            BASE.mkdir(parents=True, exist_ok=True)
+            failed.write_text(reason)
+            raise AssetError(reason) from error
+    return Blkio(client, copy)
+
+
+def _fetch() -> None:
+    """Unpack library, header and examples; the package lists are not kept."""
+    root = BASE / "root"
+    if (BASE / "ready").exists():
+        return
+    shutil.rmtree(root, ignore_errors=True)
+    release = debian.codename()
+    if not release:
+        raise AssetError("this is no Debian system whose sources would lead to it")
+    state = debian.APT / "trixie"
+    (state / "sources.list.d").mkdir(parents=True, exist_ok=True)
+    (state / "sources.list.d/debian.sources").write_text(_sources(release))
+    try:
+        debian._apt(["apt-get", "update"], state="trixie")
+        debian.unpack(["libblkio1", "libblkio-dev"], root, state="trixie")
+    finally:
+        shutil.rmtree(state, ignore_errors=True)
+    (BASE / "ready").touch()
+
+
+def _sources(release: str) -> str:
+    """One source entry: the machine's main one, its suite trixie if the release is older than that."""
+    suite = "trixie" if release in ("bullseye", "bookworm") else release
+    for stanza in debian._stanzas(release):
+        lines = {line.partition(":")[0]: line.partition(":")[2].strip() for line in stanza.splitlines()}
+        if release in lines["Suites"].split() and "main" in lines["Components"].split():
+            lines |= {"Suites": suite, "Components": "main"}
+            return "".join(f"{key}: {value}\n" for key, value in lines.items() if not key.startswith("#"))
+    raise AssetError(f"apt has no source entry for {release}; add one to /etc/apt/sources.list.d")
+
+
+def _compile(source: Path) -> Path:
+    text = source.read_bytes()
+    target = BASE / f"{source.stem}-{hashlib.sha256(text).hexdigest()[:12]}"
+    if not target.exists():
+        usr = BASE / "root/usr"
+        found = next(usr.glob("lib/*/libblkio.so.1"), None)
+        if found is None:
+            raise AssetError("the package has no libblkio.so.1")
+        command = ["gcc", "-std=gnu11", "-O2", "-Wall", f"-I{usr / 'include'}", "-o", f"{target}.new", str(source)]
+        command += [str(found), f"-Wl,-rpath,{found.parent}"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            raise AssetError(f"{source.name} does not compile: {done.stderr.strip()[:400]}")
+        os.rename(f"{target}.new", target)
+    return target
