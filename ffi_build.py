@@ -138,7 +138,7 @@ def nbd() -> FFI:
     return extension(
         "devices.blk._nbd",
         ["devices/blk/csrc/nbd.h"],
-        sources("devices/blk/csrc", "nbd.c"),
+        sources("devices/blk/csrc", "nbd.c", "nbd_conn.c", "nbd_op.c"),
         libraries=["nbd"],
         include=blk(),
     )
