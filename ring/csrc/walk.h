@@ -178,6 +178,32 @@ VQ_INLINE uint32_t near_flags(uint64_t second, const bool packed)
 	return (uint32_t)(second >> (packed ? 48 : 32));
 }
 
+/* Tell the slot: @nr_out of @nr pieces are readable, @out_bytes of @bytes. */
+VQ_INLINE void near_done(struct ring_chain *chain, struct ring_iov *iov, uint32_t nr_out, uint32_t nr,
+			 uint64_t out_bytes, uint64_t bytes)
+{
+	chain->iov = iov;
+	chain->out_bytes = (uint32_t)out_bytes;
+	chain->in_bytes = (uint32_t)(bytes - out_bytes);
+	chain->nr_out = (uint16_t)nr_out;
+	chain->nr_in = (uint16_t)(nr - nr_out);
+}
+
+/* The ring or table slot after @at, whose second word is @second. False if the careful walk is to judge. */
+VQ_INLINE bool near_next(const struct ring_vq *vq, uint64_t second, uint32_t *at, uint32_t nr, const bool packed,
+			 const bool in_table)
+{
+	if (packed) {
+		if (vq_unlikely(++*at == vq->size))
+			*at = 0;
+		return true;
+	}
+	if (in_table)	/* out of order is legal, but nobody does it */
+		return vq_likely(++*at == second >> 48 && *at < nr);
+	*at = (uint32_t)(second >> 48);
+	return vq_likely(*at < vq->size);
+}
+
 /*
  * A list of buffers from the copied descriptor @d, in the ring (@table NULL, @at its slot when packed) or in a table of
  * @nr entries (@at 0). Two loops, readable then writable, so that neither has to ask which it is. Returns the number of
@@ -191,7 +217,6 @@ VQ_INLINE uint32_t near_list(struct vq_near *near, struct ring_vq *vq, struct ri
 	const SHM uint8_t *from = in_table ? table : vq->desc;
 	struct ring_iov *base = chain->inl, *iov = base, *end = base + RING_INLINE_IOV, *in = NULL;
 	uint64_t bytes = 0, out_bytes = 0;
-	uint32_t nr_out;
 
 	for (;; shm_load_desc(d, from + (size_t)VQ_DESC_BYTES * at)) {
 		uint32_t flags = near_flags(d[1], packed), g_len = (uint32_t)d[1];
@@ -220,17 +245,8 @@ VQ_INLINE uint32_t near_list(struct vq_near *near, struct ring_vq *vq, struct ri
 		} else {
 			if (!(flags & VQ_DESC_NEXT))
 				break;
-			if (packed) {
-				if (vq_unlikely(++at == vq->size))
-					at = 0;
-			} else if (in_table) {	/* out of order is legal, but nobody does it */
-				if (vq_unlikely(++at != d[1] >> 48 || at == nr))
-					return 0;
-			} else {
-				at = (uint32_t)(d[1] >> 48);
-				if (vq_unlikely(at >= vq->size))
-					return 0;
-			}
+			if (vq_unlikely(!near_next(vq, d[1], &at, nr, packed, in_table)))
+				return 0;
 		}
 		if (vq_unlikely(iov == end)) {
 			struct ring_iov *bigger = near_grow(vq, chain, (uint32_t)(iov - base));
@@ -250,13 +266,8 @@ VQ_INLINE uint32_t near_list(struct vq_near *near, struct ring_vq *vq, struct ri
 		in = iov;
 		out_bytes = bytes;
 	}
-	nr_out = (uint32_t)(in - base);
 	*g_id = (uint16_t)(d[1] >> 32);
-	chain->iov = base;
-	chain->out_bytes = (uint32_t)out_bytes;
-	chain->in_bytes = (uint32_t)(bytes - out_bytes);
-	chain->nr_out = (uint16_t)nr_out;
-	chain->nr_in = (uint16_t)(nr - nr_out);
+	near_done(chain, base, (uint32_t)(in - base), nr, out_bytes, bytes);
 	return nr;
 }
 
