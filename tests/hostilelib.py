@@ -1,0 +1,144 @@
+"""What the hostile tests share: a process with a victim and a bystander, and the invariants after every attack.
+
+Invariants: the process lives on and is the same; the bystander's ring, on another device of the same process, is served
+while the attack lasts and after it; the victim serves the next front-end; neither descriptors nor memory grow; nothing
+that the process says is a traceback; what it says about the attack names the reason.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import cycle
+from pathlib import Path
+
+import peerlib
+
+from vhost.constants import ProtocolFeature, VirtioFeature
+from vhost.frontend import Memory
+from vhost.testing import DEVICES, Connect, Failure, Peer, Ring, connect_to
+from vhost.testing.report import Trial
+
+#: what the process may keep after an attack: an arena or two of the allocator, never a share of what was sent
+RSS_SLACK = 12 << 20
+FD_SLACK = 2
+#: what a device says about its front-ends is rate-limited, so that each test wants a device that nobody annoyed yet
+VICTIMS = 60
+
+
+class Stand:
+    """The process under attack.
+
+    Attributes:
+        kind: "rng" (devices in Python) or "blk" (C workers).
+        trial: makes requests that are known to be harmless.
+    """
+
+    def __init__(self, kind: str, backend: peerlib.Backend, victims: Sequence[Path], bystander: Path) -> None:
+        self.kind, self.backend = kind, backend
+        self._victims = cycle(victims)
+        self.connect: Connect = connect_to(next(self._victims), timeout=5)
+        self.trial = Trial(self.connect, DEVICES[kind][1])
+        self.bystander = Peer(connect_to(bystander)())
+        (self.bystander_ring,) = self.bystander.bring_up(0)
+        self.well()
+        self.pid = backend.pid
+        self.heard = len(backend.words)
+        self.fds = self.rss = 0
+
+    def peer(self, memory: Memory | None = None) -> Peer:
+        """A fresh connection to the victim; close it."""
+        return Peer(self.connect(), memory=memory)
+
+    def up(self, features: int = 0, *, queues: int = 1, size: int = 64, memory: Memory | None = None) -> list[Ring]:
+        """Running rings on a fresh connection to the victim; close their peer."""
+        peer = self.peer(memory)
+        try:
+            rings = peer.bring_up(features, queues=queues, size=size)
+            for ring in rings:
+                self.trial.works(ring)
+        except BaseException:
+            peer.close()
+            raise
+        return rings
+
+    def works(self, ring: Ring, count: int = 1) -> None:
+        """Harmless requests on `ring` are answered."""
+        self.trial.works(ring, count)
+
+    def well(self) -> None:
+        """The bystander is served."""
+        self.trial.works(self.bystander_ring, 2)
+
+    @property
+    def said(self) -> str:
+        """What the process has said since the attack began."""
+        return self.backend.words[self.heard :]
+
+    def says(self, pattern: str, seconds: float = 5) -> None:
+        """Wait until the process says something that matches."""
+        end = time.monotonic() + seconds
+        while not re.search(pattern, self.said):
+            assert time.monotonic() < end, f"nothing like {pattern!r} in:\n{self.said[-3000:]}"
+            time.sleep(0.01)
+
+    def begin(self) -> None:
+        """Take the next victim, and remember how things are."""
+        self.connect = self.trial.connect = connect_to(next(self._victims), timeout=5)
+        self.up()[0].peer.close()  # what is made once and kept has been made when counting begins
+        self.heard = len(self.backend.words)
+        self.fds = self.backend.fds()
+        self.rss = self.backend.rss()
+
+    def check(self) -> None:
+        """The invariants. Raises: AssertionError."""
+        assert self.backend.process.poll() is None, f"the process died:\n{self.backend.words[-3000:]}"
+        self.well()
+        rings = self.up()
+        rings[0].peer.close()
+        fds = self.backend.settled_fds(self.fds + FD_SLACK)
+        assert fds <= self.fds + FD_SLACK, f"open descriptors grew from {self.fds} to {fds}"
+        rss = self.backend.rss()
+        assert rss <= self.rss + RSS_SLACK, f"memory grew from {self.rss >> 10} to {rss >> 10} KiB"
+        assert "Traceback" not in self.said, self.said[-3000:]
+
+    def close(self) -> None:
+        self.bystander.close()
+
+
+@contextmanager
+def stand(kind: str) -> Iterator[Stand]:
+    """The process with two devices of `kind`, and the bystander on one of them."""
+    with peerlib.short_folder() as path:
+        victims, bystander = [path / f"v{at}" for at in range(VICTIMS)], path / "b"
+        if kind == "rng":
+            program = str(peerlib.ROOT / "tests" / "twodevices.py")
+            command = [sys.executable, program, *map(str, victims), str(bystander)]
+        else:
+            config = path / "config.toml"
+            config.write_text(
+                "".join(
+                    f'[[device]]\ntype = "blk"\nname = "{sock.name}"\nsocket-path = "{sock}"\n'
+                    f'store = "memory:1M"\nnum-queues = 4\niommu = true\n'
+                    for sock in (*victims, bystander)
+                )
+            )
+            command = [str(Path(sys.executable).with_name("vhost")), "serve", str(config)]
+        with peerlib.running(command, bystander, path / "log") as backend:
+            here = Stand(kind, backend, victims, bystander)
+            try:
+                yield here
+            finally:
+                here.close()
+
+
+SPLIT = 0
+PACKED = int(VirtioFeature.RING_PACKED)
+INDIRECT = int(VirtioFeature.INDIRECT_DESC)
+EVENT_IDX = int(VirtioFeature.EVENT_IDX)
+NO_SLOTS = ~ProtocolFeature.CONFIGURE_MEM_SLOTS
+
+__all__ = ["EVENT_IDX", "INDIRECT", "NO_SLOTS", "PACKED", "SPLIT", "Failure", "Stand", "stand"]
