@@ -98,6 +98,14 @@ class Connection(Link):
         Cancellation: requests in flight are waited for, see `open_instance`.
         """
         self._log.info("front-end connected")
+        try:
+            await self._run()
+        except* Exception:
+            # A task of this guest's failed. The others' go on.
+            self._log.exception("connection closed by an error in this program")
+        self._log.info("front-end disconnected")
+
+    async def _run(self) -> None:
         with self._channel:
             async with open_instance(
                 self.device,
@@ -122,7 +130,6 @@ class Connection(Link):
                 finally:
                     self.device.detach(self)
         self.instance = None
-        self._log.info("front-end disconnected")
 
     async def _serve(self, instance: Instance) -> None:
         try:

@@ -88,6 +88,7 @@ class Instance:
         self._log_kicker: LogKicker | None = None
         self._stale_inflight: list[InflightRegion] = []
         self._buried = 0
+        self._burials: list[trio.CancelScope] = []
         self._buried_at: list[ring.Worker] = []
         self._relays: dict[tuple[int, BackendRequest], trio.CancelScope] = {}
         self._unburied = trio.Event()
@@ -474,13 +475,17 @@ class Instance:
     # The end
 
     async def bury(self, vq: ring.Virtqueue, source: Source | None, worker: ring.Worker | None) -> None:
-        """Free a queue that was abandoned with requests in flight, when they have ended."""
+        """Free a queue that was abandoned with requests in flight, when they have ended.
+
+        Cancellation: none, but by `close` when the grace time is over; then memory is kept for what is in flight.
+        """
         if not self._buried:
             self._unburied = trio.Event()
         self._buried += 1
         if worker is not None:
             self._buried_at.append(worker)
-        try:
+        with trio.CancelScope(shield=True) as scope:
+            self._burials.append(scope)
             if source is not None and worker is not None:
                 while vq.in_flight:
                     with trio.move_on_after(0.02):
@@ -494,7 +499,7 @@ class Instance:
             else:
                 await vq.drain()
             vq.close()
-        finally:
+            self._burials.remove(scope)
             self._buried -= 1
             if not self._buried:
                 self._unburied.set()
@@ -530,6 +535,8 @@ class Instance:
             self.log.error("gave up waiting: %d requests are in flight that the store does not finish", left)
             for queue in self.queues:
                 queue.disown()
+            for burial in self._burials:
+                burial.cancel()
             _abandoned.append(self)
         self.news.close()
 

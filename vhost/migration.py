@@ -4,6 +4,7 @@ Memory and ring positions travel by other ways: the dirty log (`ring.GuestMemory
 GET_VRING_BASE. [rst "Migrating back-end state"]
 """
 
+import logging
 import os
 from contextlib import suppress
 
@@ -14,6 +15,8 @@ from vhost.errors import DeviceError
 from vhost.fds import OwnedFd
 
 __all__ = ["MAX_STATE", "LogKicker", "StateTransfer"]
+
+_log = logging.getLogger("vhost.migration")
 
 MAX_STATE = 256 << 20
 """Most bytes of device state we take from another host: far above what any device has, far below what would hurt."""
@@ -61,8 +64,13 @@ class StateTransfer:
                     await stream.send_all(await self._device.save_state())
                 else:
                     await self._device.load_state(await self._read(stream))
+        except trio.ClosedResourceError:
+            self._error = "the descriptor cannot be " + ("written" if save else "read")  # what EBADF becomes
         except (ValueError, OSError, trio.BrokenResourceError, DeviceError) as error:
             self._error = str(error) or type(error).__name__
+        except Exception as error:
+            _log.exception("the device failed to %s its state", "save" if save else "load")
+            self._error = f"the device failed: {error!r}"
         finally:
             if not done.is_set():
                 done.set()
