@@ -48,12 +48,12 @@ class _Lib:
     RING_E_STATE: Final[int]
     RING_MISS: Final[int]
 
-    def blk_nbd_give_up(self, _0: CData, /) -> None:
-        """void(*)(struct blk_store *)"""
     def blk_nbd_open(self, _0: CData, _1: CData, _2: CData, /) -> CData:
         """struct blk_store *(*)(struct blk_nbd_config *, struct blk_nbd_info *, struct blk_nbd_failure *)"""
     def blk_nbd_status(self, _0: CData, _1: CData, /) -> None:
         """void(*)(struct blk_store *, struct blk_nbd_status *)"""
+    def blk_nbd_sync(self, _0: CData, /) -> int:
+        """int(*)(struct blk_store *)"""
 
 ffi: _FFI
 lib: _Lib

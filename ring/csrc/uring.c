@@ -89,6 +89,8 @@ void ring_uring_close(struct ring_uring *u)
 {
 	if (!u->live)
 		return;
+	if (u->have_files)
+		io_uring_unregister_files(&u->ring);	/* now; a ring's own end comes later, from a work queue */
 	io_uring_queue_exit(&u->ring);
 	close(u->event_fd);
 	u->live = false;

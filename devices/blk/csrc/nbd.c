@@ -17,11 +17,8 @@ static struct nbd_store *nbd_of(struct blk_store *store)
 	return (struct nbd_store *)(void *)store;
 }
 
-/* On a worker's thread. */
-static int nbd_start(struct blk_store *store, struct blk_req *req)
+static void post(struct nbd_conn *conn, struct blk_req *req)
 {
-	struct nbd_store *s = nbd_of(store);
-	struct nbd_conn *conn = &s->conns[req->q->source.vq->index % s->nr_conns];
 	struct blk_req *head = atomic_load_explicit(&conn->posted, memory_order_relaxed);
 
 	do {
@@ -30,6 +27,14 @@ static int nbd_start(struct blk_store *store, struct blk_req *req)
 	/* pairs with nbd_conn.c, wait_events(): either it sees the request, or we see that it sleeps */
 	if (atomic_load(&conn->sleeping) && atomic_exchange(&conn->sleeping, 0))
 		nbd_conn_wake(conn);
+}
+
+/* On a worker's thread. */
+static int nbd_start(struct blk_store *store, struct blk_req *req)
+{
+	struct nbd_store *s = nbd_of(store);
+
+	post(&s->conns[req->q->source.vq->index % s->nr_conns], req);
 	return BLK_PENDING;
 }
 
@@ -209,14 +214,41 @@ struct blk_store *blk_nbd_open(const struct blk_nbd_config *config, struct blk_n
 
 /* --- while it runs ---------------------------------------------------------------------------------------------- */
 
-void blk_nbd_give_up(struct blk_store *store)
-{
-	struct nbd_store *s = nbd_of(store);
-	uint32_t i;
+/* A flush that no guest asked for. */
+struct sync {
+	struct blk_req req;	/* must be first; belongs to no queue */
+	pthread_mutex_t lock;
+	pthread_cond_t cond;
+	bool over;
+	int res;
+};
 
-	atomic_store(&s->give_up, 1);
-	for (i = 0; i < s->nr_conns; i++)
-		nbd_conn_wake(&s->conns[i]);
+/* On the connection's thread. */
+static void sync_done(struct blk_req *req, int res)
+{
+	struct sync *sync = (struct sync *)(void *)req;
+
+	pthread_mutex_lock(&sync->lock);
+	sync->res = res;
+	sync->over = true;
+	pthread_cond_signal(&sync->cond);
+	pthread_mutex_unlock(&sync->lock);
+}
+
+int blk_nbd_sync(struct blk_store *store)
+{
+	struct sync sync = { .req = { .sub = BLK_FLUSH, .done = sync_done },
+			     .lock = PTHREAD_MUTEX_INITIALIZER, .cond = PTHREAD_COND_INITIALIZER };
+
+	/* several connections are only used where a flush on one is a flush of all */
+	post(&nbd_of(store)->conns[0], &sync.req);
+	pthread_mutex_lock(&sync.lock);
+	while (!sync.over)
+		pthread_cond_wait(&sync.cond, &sync.lock);
+	pthread_mutex_unlock(&sync.lock);
+	pthread_cond_destroy(&sync.cond);
+	pthread_mutex_destroy(&sync.lock);
+	return sync.res;
 }
 
 void blk_nbd_status(const struct blk_store *store, struct blk_nbd_status *out)

@@ -80,8 +80,8 @@ struct blk_store *blk_nbd_open(const struct blk_nbd_config *config, struct blk_n
 			       struct blk_nbd_failure *failure);
 /* any */
 void blk_nbd_status(const struct blk_store *store, struct blk_nbd_status *out);
-/* any: do not wait for a server any more: everything under way fails, and so does all that follows */
-void blk_nbd_give_up(struct blk_store *store);
+/* any but a worker's: make durable what was written, and wait for it. 0 or -errno. Waits as requests do. */
+int blk_nbd_sync(struct blk_store *store);
 /* cffi:end */
 
 #define BLK_NBD_CONNECTIONS_MAX 16

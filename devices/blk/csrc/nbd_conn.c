@@ -93,10 +93,10 @@ static int begin(struct nbd_conn *conn)
 	conn->failure.text[0] = '\0';
 	conn->worked = false;
 	if (set_up_handle(conn) < 0) {
-		/* the address was well-formed once; it is tried at once, and may be refused at once */
-		if (conn->h && !nbd_aio_is_created(conn->h))
-			conn->at = BLK_NBD_AT_CONNECT;
 		note_failure(conn);
+		/* libnbd connects at once, and may be refused at once */
+		if (conn->failure.code != EINVAL)
+			conn->failure.at = BLK_NBD_AT_CONNECT;
 		nbd_conn_close(conn);
 		return -1;
 	}
@@ -179,8 +179,6 @@ static int progress(struct nbd_conn *conn, int rc)
 
 	if (rc < 0)
 		note_failure(conn);
-	if (nbd_aio_is_negotiating(h))
-		conn->at = BLK_NBD_AT_HANDSHAKE;
 	if (nbd_aio_is_ready(h))
 		return 1;
 	if (nbd_aio_is_dead(h) || nbd_aio_is_closed(h)) {
@@ -208,10 +206,13 @@ static short wanted(struct nbd_handle *h)
 }
 
 /* Give libnbd what poll() found. */
-static int notify(struct nbd_handle *h, short revents)
+static int notify(struct nbd_conn *conn, short revents)
 {
+	struct nbd_handle *h = conn->h;
 	unsigned direction = nbd_aio_get_direction(h);
 
+	if (conn->state == NBD_CONNECTING && (revents & POLLIN) && !(revents & POLLERR))
+		conn->at = BLK_NBD_AT_HANDSHAKE;
 	if ((revents & (POLLIN | POLLHUP | POLLERR)) && (direction & LIBNBD_AIO_DIRECTION_READ))
 		return nbd_aio_notify_read(h);
 	if ((revents & (POLLOUT | POLLHUP | POLLERR)) && (direction & LIBNBD_AIO_DIRECTION_WRITE))
@@ -238,7 +239,7 @@ int nbd_conn_open(struct nbd_conn *conn)
 		struct pollfd pfd = { .fd = nbd_aio_get_fd(conn->h), .events = wanted(conn->h) };
 
 		if (poll_until(&pfd, 1, conn->until_ns) > 0) {
-			rc = progress(conn, notify(conn->h, pfd.revents));
+			rc = progress(conn, notify(conn, pfd.revents));
 			if (rc)
 				break;
 		}
@@ -330,7 +331,7 @@ static uint64_t wake_at(const struct nbd_conn *conn)
 {
 	uint64_t until_ns;
 
-	if (conn->state == NBD_UP || atomic_load(&conn->store->give_up))
+	if (conn->state == NBD_UP)
 		return UINT64_MAX;
 	until_ns = conn->state == NBD_DOWN ? conn->next_try_ns : conn->until_ns;
 	if (!atomic_load(&conn->expired) && expires_ns(conn) < until_ns)
@@ -365,7 +366,7 @@ static short wait_events(struct nbd_conn *conn)
 
 static void handle_socket(struct nbd_conn *conn, short revents)
 {
-	int rc = revents ? notify(conn->h, revents) : 0;
+	int rc = revents ? notify(conn, revents) : 0;
 
 	if (conn->state == NBD_CONNECTING) {
 		rc = progress(conn, rc);
@@ -398,20 +399,6 @@ static void with_server(struct nbd_conn *conn)
 	lost(conn);
 }
 
-/* No more waiting for a server, for ever. */
-static void given_up(struct nbd_conn *conn)
-{
-	if (conn->h) {
-		nbd_conn_close(conn);
-		atomic_store(&conn->up, 0);
-		nbd_ops_settle(conn);
-		nbd_ops_requeue(conn);
-	}
-	conn->state = NBD_DOWN;
-	atomic_store(&conn->expired, 1);
-	nbd_ops_fail(conn);
-}
-
 /* A server that is told can clean up; one that does not answer is not waited for long. */
 static void say_goodbye(struct nbd_conn *conn)
 {
@@ -422,7 +409,7 @@ static void say_goodbye(struct nbd_conn *conn)
 	while (!nbd_aio_is_dead(conn->h) && !nbd_aio_is_closed(conn->h) && blk_now_ns() < until_ns) {
 		struct pollfd pfd = { .fd = nbd_aio_get_fd(conn->h), .events = wanted(conn->h) };
 
-		if (poll_until(&pfd, 1, until_ns) > 0 && notify(conn->h, pfd.revents) < 0)
+		if (poll_until(&pfd, 1, until_ns) > 0 && notify(conn, pfd.revents) < 0)
 			return;
 	}
 }
@@ -436,9 +423,7 @@ void *nbd_conn_main(void *arg)
 		short revents;
 
 		nbd_ops_take(conn);
-		if (atomic_load(&s->give_up))
-			given_up(conn);
-		else if (conn->state == NBD_UP)
+		if (conn->state == NBD_UP)
 			with_server(conn);
 		else
 			without_server(conn);

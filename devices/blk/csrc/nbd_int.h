@@ -87,7 +87,6 @@ struct nbd_store {
 	struct blk_nbd_config config;
 	struct blk_nbd_info info;
 	_Atomic int stop;
-	_Atomic int give_up;
 	_Atomic uint64_t losses, reconnects, replayed, failed, commands, bounced;
 	pthread_mutex_t lock;	/* of @text */
 	char text[BLK_NBD_TEXT];

@@ -64,8 +64,13 @@ static void run_done(struct ring_task *task)
 
 static void answer(struct blk_req *req, int res)
 {
-	struct ring_worker *w = req->q->source.worker;
+	struct ring_worker *w;
 
+	if (!req->q) {	/* blk_nbd_sync() */
+		req->done(req, res);
+		return;
+	}
+	w = req->q->source.worker;
 	req->scratch[1] = (uint64_t)(int64_t)res;
 	req->task.run = run_done;
 	ring_worker_head(w)->api->post(w, &req->task);	/* from here on the request is the worker's */

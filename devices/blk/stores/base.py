@@ -145,4 +145,5 @@ class Store:
         self.close()
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self.description}, {self._size} bytes{', closed' if self._ptr is None else ''}>"
+        state = ", closed" if self._ptr is None else ""
+        return f"<{type(self).__name__} {self.description}, {self._size} bytes{state}>"

@@ -7,6 +7,7 @@ import mmap
 import os
 import stat
 import struct
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal, Self
 
@@ -14,7 +15,7 @@ import trio
 
 from devices.blk._blk import ffi, lib
 from devices.blk.stores.base import SECTOR, Can, Store, StoreError, StorePtr, Topology
-from devices.blk.stores.lock import lock_image
+from devices.blk.stores.lock import lock_image, unlock_image
 
 __all__ = ["FileStore", "Lock"]
 
@@ -158,6 +159,8 @@ class FileStore(Store):
         """As `Store.close`; the image is free for others after it."""
         if self._ptr is not None:
             super().close()
+            with suppress(OSError):  # no locks on this file system, hence none to give up
+                unlock_image(self._fd)
             os.close(self._fd)
 
 

@@ -14,7 +14,7 @@ from typing import Literal
 
 from devices.blk.stores.base import StoreError
 
-__all__ = ["lock_image"]
+__all__ = ["lock_image", "unlock_image"]
 
 _USES = 100
 _DENIES = 200
@@ -37,8 +37,13 @@ def _held_by_others(fd: int, byte: int) -> bool:
     return bool(struct.unpack(_FLOCK, answer)[0] != fcntl.F_UNLCK)
 
 
+def unlock_image(fd: int) -> None:
+    """Give up all locks of the open image ``fd``, whoever else still has a copy of it (io_uring, for a moment)."""
+    fcntl.fcntl(fd, fcntl.F_OFD_SETLK, struct.pack(_FLOCK, fcntl.F_UNLCK, 0, 0, 0, 0))
+
+
 def lock_image(fd: int, name: str, *, writable: bool, mode: Literal["on", "off", "shared"]) -> None:
-    """Lock the open image ``fd``; the lock lasts until its last copy is closed.
+    """Lock the open image ``fd``; the lock lasts until `unlock_image`, or until its last copy is closed.
 
     Raises:
         StoreError: somebody uses it in a way that contradicts, or the file system has no locks.
