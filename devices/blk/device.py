@@ -255,6 +255,10 @@ class Blk(Device):
         self._queues.add(source)
         return source
 
+    async def background(self) -> None:
+        """As `vhost.Device.background`."""
+        await self.store.watch()
+
     def _forget(self, queue: _Queue, stats: BlkStats) -> None:
         self._queues.discard(queue)
         self._past.add(stats)
@@ -387,6 +391,7 @@ class Blk(Device):
         """As `vhost.Device.metrics`."""
         yield from self.stats.metrics()
         yield Metric("blk_capacity_bytes", "gauge", "Size of the disk.", self._size)
+        yield from self.store.metrics()
 
 
 def ring_max() -> int:

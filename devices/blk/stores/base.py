@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import IntFlag
 from types import TracebackType
@@ -10,7 +11,7 @@ from typing import NewType, Self
 from _cffi_backend import FFI
 
 from devices.blk._blk import ffi, lib
-from vhost import VhostError
+from vhost import Metric, VhostError
 
 __all__ = ["Can", "Store", "StoreError", "StorePtr", "Topology", "check_size"]
 
@@ -121,6 +122,13 @@ class Store:
         if size is not None and size != self._size:
             raise StoreError(f"{self.description} cannot be resized")
         return self._size
+
+    async def watch(self) -> None:
+        """Run beside the disk while it is served: tell the log what happens to the store."""
+
+    def metrics(self) -> Iterable[Metric]:
+        """Values of its own, beside the disk's. Called often: no waiting."""
+        return ()
 
     def close(self) -> None:
         """Let go of everything. May be called again."""

@@ -100,8 +100,8 @@ class NbdStore(Store):
         """Connect to a server; waits for it.
 
         Args:
-            uri: ``nbd://HOST[:PORT]/EXPORT``, ``nbd+unix:///EXPORT?socket=PATH``; ``nbds://`` and ``nbds+unix://`` with TLS
-                (``?tls-certificates=DIR`` or ``?tls-psk-file=FILE``).
+            uri: ``nbd://HOST[:PORT]/EXPORT``, ``nbd+unix:///EXPORT?socket=PATH``; with TLS ``nbds://`` and
+                ``nbds+unix://`` (``?tls-certificates=DIR`` or ``?tls-psk-file=FILE``).
             read_only: write nothing.
             connections: most connections, 1 to 16; queues are spread over them. One where the server does not promise
                 that a flush on one connection covers the others.
@@ -177,9 +177,7 @@ class NbdStore(Store):
         if now.losses > before.losses and before.up:
             log.warning("%s: connection lost (%s); requests wait up to %g s", where, now.reason, self._reconnect)
         if now.given_up and not before.given_up:
-            log.error(
-                "%s: no server for %g s (%s); requests fail until it is back", where, self._reconnect, now.reason
-            )
+            log.error("%s: no server for %g s (%s); requests fail until it is back", where, self._reconnect, now.reason)
         if now.up and (not before.up or now.losses > before.losses):
             log.info("%s: connected again, %d requests were sent once more", where, now.replayed)
 
