@@ -80,7 +80,7 @@ async def main(path: str) -> None:
         print("write:", "ok" if status == 0 else f"status {status}")
         status, data = await guest.request(READ, 0)
         print("read:", data.rstrip(b".").decode() if status == 0 else f"status {status}")
-        print("base:", await disk.stop_queue(0))
+        await disk.stop_queue(0)
         guest.close()
 
 
