@@ -3,9 +3,9 @@
  * Writes, reads, discards and zeroes a vhost-user-blk disk through libblkio and compares all it reads.
  *
  *	blkio_client PATH [queues=N] [poll-queues=N] [queue-size=N] [depth=N] [requests=N] [seed=N] [regions=N]
- *			[events=0|1] [read-only=0|1] [discard=0|1] [block=512]
+ *			[events=0|1] [read-only=0|1] [discard=0|1] [block=512] [wipe=0|1]
  *
- * The disk must read as zeroes at first. Each request in flight has a slice of the disk and of the memory to itself,
+ * The disk must read as zeroes at first, unless it is to be wiped. Each request in flight has a slice of the disk and of the memory to itself,
  * so what a read must give is known. Prints one line of facts and ends with 0, or one line of what is wrong and 1.
  */
 #define _GNU_SOURCE
@@ -49,7 +49,7 @@ struct queue {
 
 static struct {
 	const char *path;
-	int queues, poll_queues, queue_size, depth, requests, seed, regions, events, read_only, discard, block;
+	int queues, poll_queues, queue_size, depth, requests, seed, regions, events, read_only, discard, block, wipe;
 } opt = { .block = 512, .queues = 1, .depth = 8, .requests = 2000, .seed = 1, .regions = 1, .discard = 1 };
 
 static struct blkio *disk;
@@ -269,7 +269,7 @@ static void parse(int argc, char **argv)
 		{ "queues", &opt.queues }, { "poll-queues", &opt.poll_queues }, { "queue-size", &opt.queue_size },
 		{ "depth", &opt.depth }, { "requests", &opt.requests }, { "seed", &opt.seed },
 		{ "regions", &opt.regions }, { "events", &opt.events }, { "read-only", &opt.read_only },
-		{ "discard", &opt.discard }, { "block", &opt.block },
+		{ "discard", &opt.discard }, { "block", &opt.block }, { "wipe", &opt.wipe },
 	};
 
 	if (argc < 2)
@@ -368,6 +368,9 @@ int main(int argc, char **argv)
 			blkioq_set_completion_fd_enabled(queues[i].q, true);
 	}
 	make_slots(capacity, regions);
+	for (int i = 0; opt.wipe && i < num_slots; i++)
+		submit(&slots[i], ZERO, 0, slice);
+	drain();
 	run(opt.requests / 2);
 	/* memory comes and goes while the queues are running */
 	for (int i = 0; i < opt.regions; i++) {

@@ -43,7 +43,7 @@ def _daemon() -> Iterator[peerlib.Backend]:
         yield backend
 
 
-@pytest.fixture(params=[_ours, _daemon], ids=["ours", "qemu-storage-daemon"])
+@pytest.fixture(scope="module", params=[_ours, _daemon], ids=["ours", "qemu-storage-daemon"])
 def backend(request: pytest.FixtureRequest) -> Iterator[peerlib.Backend]:
     with request.param() as running:
         yield running
@@ -65,7 +65,7 @@ def backend(request: pytest.FixtureRequest) -> Iterator[peerlib.Backend]:
 def test_what_is_read_is_what_was_written(blkio: Blkio, backend: peerlib.Backend, options: list[str]) -> None:
     if "queue-size=1024" in options and backend.command[0].endswith("qemu-storage-daemon"):
         options = [*options, "queue-size=256"]  # its most
-    facts = verify(blkio, backend, *options)
+    facts = verify(blkio, backend, "wipe=1", *options)
     assert facts["capacity"] == SIZE
     assert facts["reads"] > 300
     assert facts["writes"] > 300
@@ -74,7 +74,7 @@ def test_what_is_read_is_what_was_written(blkio: Blkio, backend: peerlib.Backend
 
 def test_clients_one_after_another(blkio: Blkio, backend: peerlib.Backend) -> None:
     """The back-end listens again; the disk holds what the first left, so the next only reads."""
-    verify(blkio, backend, "requests=500", "queues=2")
+    verify(blkio, backend, "wipe=1", "requests=500", "queues=2")
     for _ in range(3):
         done = subprocess.run([blkio.client, backend.path, "read-only=1"], capture_output=True, text=True, check=False)
         assert "write 0" in done.stdout, done.stdout  # it expects zeroes and finds the first one's data

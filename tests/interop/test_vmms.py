@@ -445,26 +445,28 @@ async def test_device_state_over_a_socketpair() -> None:
     """cloud-hypervisor hands over one end of a socketpair and reads from the other until its end."""
     device = serverlib.Echo()
     device.state = os.urandom(300_000)
-    async with serverlib.serving(device) as (path, _):
-        async with Frontend.connect(path, personality=CLOUD_HYPERVISOR) as frontend:
-            await frontend.start(queues=2)
-            await frontend.stop()
-            ours, theirs = socket.socketpair()
-            with theirs:
-                answer = await frontend.link.call(
-                    F.SET_DEVICE_STATE_FD, StateTransfer(StateDirection.SAVE, 0), fds=[theirs.fileno()]
-                )
-            assert answer is not None
-            assert answer.payload == 0x100
-            answer.close()
-            state = b""
-            async with trio.SocketStream(trio.socket.from_stdlib_socket(ours)) as stream:
-                with trio.fail_after(10):
-                    while piece := await stream.receive_some(65536):
-                        state += piece
-            assert state == device.state
-            assert await frontend.ask_u64(F.CHECK_DEVICE_STATE) == 0
-            await frontend.start_queues()  # the migration failed: the same process goes on
+    async with (
+        serverlib.serving(device) as (path, _),
+        Frontend.connect(path, personality=CLOUD_HYPERVISOR) as frontend,
+    ):
+        await frontend.start(queues=2)
+        await frontend.stop()
+        ours, theirs = socket.socketpair()
+        with theirs:
+            answer = await frontend.link.call(
+                F.SET_DEVICE_STATE_FD, StateTransfer(StateDirection.SAVE, 0), fds=[theirs.fileno()]
+            )
+        assert answer is not None
+        assert answer.payload == 0x100
+        answer.close()
+        state = b""
+        async with trio.SocketStream(trio.socket.from_stdlib_socket(ours)) as stream:
+            with trio.fail_after(10):
+                while piece := await stream.receive_some(65536):
+                    state += piece
+        assert state == device.state
+        assert await frontend.ask_u64(F.CHECK_DEVICE_STATE) == 0
+        await frontend.start_queues()  # the migration failed: the same process goes on
 
 
 async def test_a_disk_has_no_state_to_ask_for(disk: peerlib.Backend) -> None:
