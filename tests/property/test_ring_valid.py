@@ -167,9 +167,17 @@ class ValidDriver(RuleBasedStateMachine):
     @rule(
         requests=st.lists(requests, min_size=1, max_size=8),
         rounds=st.lists(st.tuples(st.integers(1, 40), st.lists(completions, max_size=8)), min_size=1, max_size=3),
+        calls=st.sampled_from([True, True, False, None]),
     )
-    def traffic(self, requests: list[Request], rounds: list[tuple[int, list[tuple[int, int, float]]]]) -> None:
+    def traffic(
+        self,
+        requests: list[Request],
+        rounds: list[tuple[int, list[tuple[int, int, float]]]],
+        calls: bool | None,
+    ) -> None:
         """What rings see most."""
+        if calls is not None:
+            self.calls(calls)
         self.submit(requests, True)
         for limit, done in rounds:
             self.pop(limit)

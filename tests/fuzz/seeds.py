@@ -1,0 +1,147 @@
+"""Writes the seed corpus of ring_fuzz: rings as a good driver would leave them, and calls of a busy device.
+
+    python tests/fuzz/seeds.py [FOLDER]
+
+The fuzzer starts from states that random bytes do not reach. The layout of an input is at the head of ``ring_fuzz.c``.
+"""
+
+from __future__ import annotations
+
+import struct
+import sys
+from pathlib import Path
+
+PACKED, INDIRECT, EVENT_IDX, IN_ORDER, IOTLB, LOG, INFLIGHT, FROM_USED = (1 << i for i in range(8))
+(
+    POP, PUSH, PUSH_OLDEST, FLUSH, UNPOP, KICKS, POKE8, POKE16, POKE32, POKE64, AVAIL, TOUCH, RESTART, REMAP, REMOVE,
+    ADD, LOGGING, TLB_ADD, TLB_DEL, BREAK, LOOK,
+) = range(21)  # fmt: skip
+NEXT, WRITE, TABLE = 1, 2, 4
+F_AVAIL, F_USED = 1 << 7, 1 << 15
+
+RING, TABLES, DATA, FAR = 0x0, 0x1000, 0x2000, 0x2400  # guest-physical; FAR follows DATA
+DESC, AVAIL_AT, USED_AT = 0x0, 0x200, 0x280
+RING_BYTES, TABLES_BYTES, DATA_BYTES, FAR_BYTES = 0x440, 0x80, 0x400, 0x80
+
+Call = tuple[int, int, int]
+SERVE: list[Call] = [
+    (POP, 8, 0), (TOUCH, 0, 0), (TOUCH, 1, 3), (PUSH, 1, 8), (PUSH, 0, 20), (FLUSH, 0, 0), (KICKS, 1, 0), (LOOK, 0, 0),
+    (AVAIL, 1, 0), (POP, 1, 0), (KICKS, 0, 0), (PUSH, 0, 0), (FLUSH, 0, 0), (RESTART, 0, 0), (POP, 8, 0), (FLUSH, 0, 0),
+]  # fmt: skip
+TROUBLE: list[Call] = [
+    (POP, 4, 0), (UNPOP, 1, 0), (POP, 4, 0), (REMOVE, 2, 0), (TOUCH, 0, 0), (PUSH, 0, 4), (FLUSH, 0, 0), (ADD, 2, 0),
+    (REMAP, 0, 0), (LOGGING, 1, 0), (AVAIL, 2, 0), (POP, 9, 0), (PUSH_OLDEST, 0, 9), (FLUSH, 0, 0), (LOGGING, 0, 0),
+    (TLB_DEL, 4, 0x200), (POP, 9, 0), (TLB_ADD, 16, 0x200), (POP, 9, 0), (POKE16, 3, 0x101), (POP, 9, 0),
+    (BREAK, 0, 7), (PUSH, 0, 1), (RESTART, 0, 0), (POP, 9, 0),
+]  # fmt: skip
+
+
+def descriptor(flags: int, addr: int, length: int, flag: int, last: int) -> bytes:
+    """Sixteen bytes in the order of the layout; ``last`` is next or id."""
+    return struct.pack("<QIHH", addr, length, *((last, flag) if flags & PACKED else (flag, last)))
+
+
+def split_ring(flags: int, size: int) -> bytes:
+    """Head 0: two buffers, head 2: three, one over the border of two regions, head 5: a table if there may be one."""
+    table = bytearray(RING_BYTES)
+    rows = [
+        (DATA, 16, NEXT, 1), (DATA + 64, 32, WRITE, 0),
+        (DATA + 8, 8, NEXT, 3), (DATA + 0x3F0, 0x20, NEXT | WRITE, 4), (DATA + 100, 0, WRITE, 0),
+        (TABLES, 64, TABLE, 0) if flags & INDIRECT else (DATA, 1, 0, 0),
+    ]  # fmt: skip
+    for i, row in enumerate(rows):
+        table[DESC + 16 * i : DESC + 16 * i + 16] = descriptor(flags, *row)
+    struct.pack_into("<HH3H", table, AVAIL_AT, 0, 3, 0, 2, 5)
+    struct.pack_into("<H", table, AVAIL_AT + 4 + 2 * size, 1)
+    return bytes(table)
+
+
+def packed_ring(flags: int, size: int) -> bytes:
+    """The same requests, first lap."""
+    ring = bytearray(RING_BYTES)
+    rows = [
+        (DATA, 16, NEXT, 3), (DATA + 64, 32, WRITE, 3),
+        (DATA + 8, 8, NEXT, 0), (DATA + 0x3F0, 0x20, NEXT | WRITE, 0), (DATA + 100, 0, WRITE, 0),
+        (TABLES, 64, TABLE, 1) if flags & INDIRECT else (DATA, 1, 0, 1),
+    ]  # fmt: skip
+    for i, (addr, length, flag, ident) in enumerate(rows):
+        ring[16 * i : 16 * i + 16] = descriptor(flags, addr, length, flag | F_AVAIL, ident)
+    struct.pack_into("<HH", ring, AVAIL_AT, 1 | 0x8000, 2)
+    return bytes(ring)
+
+
+def tables(flags: int) -> bytes:
+    """An indirect table: two readable, two writable entries."""
+    out = b""
+    for i, write in enumerate((0, 0, WRITE, WRITE)):
+        flag = write | (NEXT if i < 3 and not flags & PACKED else 0)
+        out += descriptor(flags, DATA + 0x40 * i, 0x40, flag, 0 if flags & PACKED else i + 1)
+    return out.ljust(TABLES_BYTES, b"\0")
+
+
+def seed(flags: int, size: int, base: int, calls: list[Call], *, read_only: int = 0) -> bytes:
+    """One input."""
+    record = 0
+    if flags & INFLIGHT:
+        record = 32 + 32 * size if flags & PACKED else 16 + 16 * size
+    regions = [(RING, RING_BYTES, 0), (TABLES, TABLES_BYTES, 0), (DATA, DATA_BYTES, 0), (FAR, FAR_BYTES, read_only)]
+    out = struct.pack("<BBHIHHHH", flags, 3, size, base, DESC // 16, AVAIL_AT // 2, USED_AT // 4, record)
+    for gpa, length, flag in regions:
+        out += struct.pack("<HHHH", gpa // 64, length // 64 - 1, gpa // 64, flag)
+    out += bytes([len(calls)]) + b"".join(struct.pack("<BBH", *call) for call in calls)
+    out += (packed_ring if flags & PACKED else split_ring)(flags, size) + tables(flags)
+    if flags & INFLIGHT and not flags & FROM_USED:
+        out += bytes(DATA_BYTES + FAR_BYTES) + record_of(flags, size)
+    return out.rstrip(b"\0")  # what is missing reads as zero
+
+
+def record_of(flags: int, size: int) -> bytes:
+    """An inflight record with the first request in flight. Without it (FROM_USED) the record is new."""
+    if not flags & PACKED:
+        entries = [struct.pack("<B5xHQ", i == 0, 0, i) for i in range(size)]
+        return struct.pack("<QHHHH", 0, 1, size, 0, 0) + b"".join(entries)
+    head = struct.pack("<QHHHHHHBB", 0, 1, size, 2, 2, 0, 0, 1, 1).ljust(32, b"\0")
+    rows = [(DATA, 16, NEXT | F_AVAIL, 3), (DATA + 64, 32, WRITE | F_AVAIL, 3)]
+    out = head
+    for i in range(size):
+        addr, length, flag, ident = rows[i] if i < 2 else (0, 0, 0, 0)
+        last, num = (1, 2) if i == 0 else (0, 0)
+        out += struct.pack("<BxHHHQHHIQ", i == 0, i + 1, last, num, 0, ident, flag, length, addr)
+    return out
+
+
+def seeds() -> dict[str, bytes]:
+    """All, by name."""
+    out = {}
+    for packed in (0, PACKED):
+        name = "packed" if packed else "split"
+        base = 0x80008000 if packed else 0
+        for words, flags in {
+            "plain": 0,
+            "indirect": INDIRECT,
+            "event": INDIRECT | EVENT_IDX,
+            "order": INDIRECT | IN_ORDER,
+            "iotlb": INDIRECT | IOTLB,
+            "log": INDIRECT | LOG,
+            "record": INDIRECT | INFLIGHT,
+            "new-record": INDIRECT | INFLIGHT | FROM_USED | EVENT_IDX,
+            "all": INDIRECT | EVENT_IDX | IN_ORDER | IOTLB | LOG | INFLIGHT,
+        }.items():
+            out[f"{name}-{words}"] = seed(packed | flags, 8, base, SERVE)
+            out[f"{name}-{words}-trouble"] = seed(packed | flags, 8, base, TROUBLE)
+        out[f"{name}-read-only"] = seed(packed, 8, base, SERVE, read_only=1)
+        out[f"{name}-odd"] = seed(packed | INDIRECT, 7 if packed else 32, base, SERVE + TROUBLE)
+    return out
+
+
+def main(argv: list[str]) -> int:
+    """See the module's text."""
+    folder = Path(argv[0]) if argv else Path(__file__).parent / "corpus" / "ring"
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, data in seeds().items():
+        (folder / name).write_bytes(data)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,44 @@
+"""The committed corpus, replayed under AddressSanitizer and UndefinedBehaviorSanitizer by the ordinary compiler."""
+
+from __future__ import annotations
+
+import runpy
+import subprocess
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+CORPUS = HERE / "corpus" / "ring"
+
+
+@pytest.fixture(scope="module")
+def replay(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("fuzz")
+    done = subprocess.run(
+        ["make", "-s", "-C", str(HERE), "ring_replay", f"OUT={out}"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return out / "ring_replay"
+
+
+def test_corpus(replay: Path) -> None:
+    inputs = sorted(CORPUS.iterdir())
+    assert len(inputs) >= 40
+    done = subprocess.run([replay, *inputs], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    popped = {Path(name).name: int(n) for name, n in (line.split() for line in done.stdout.splitlines())}
+    assert len(popped) == len(inputs)
+    seeds = runpy.run_path(str(HERE / "seeds.py"))["seeds"]()
+    for name, data in seeds.items():
+        assert (CORPUS / name).read_bytes() == data, f"{name} is stale: run tests/fuzz/seeds.py"
+        assert popped[name] > 0, f"{name} does nothing"
+
+
+def test_replay_reports(replay: Path, tmp_path: Path) -> None:
+    """A missing file is told; an empty one is an input like any other."""
+    done = subprocess.run([replay, tmp_path / "none"], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    (tmp_path / "empty").write_bytes(b"")
+    done = subprocess.run([replay, tmp_path / "empty"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.split()[1]) == (0, "0")
