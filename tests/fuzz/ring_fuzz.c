@@ -14,6 +14,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/eventfd.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -81,6 +82,7 @@ static struct state {
 	struct ring_chain *held[MAX_HELD];
 	uint32_t nr_held;
 	int log_fd;
+	int event_fd;
 	uint64_t popped;	/* over all runs of the queue */
 } s;
 
@@ -215,9 +217,9 @@ static void start(uint32_t base)
 		.iotlb = in->flags & IN_IOTLB ? s.tlb : NULL,
 		.inflight = s.inflight,
 		.inflight_bytes = s.in.inflight_bytes,
-		.call_fd = -1,
-		.err_fd = -1,
-		.news_fd = -1,
+		.call_fd = s.event_fd,
+		.err_fd = s.event_fd,
+		.news_fd = s.event_fd,
 		.base_from_used = in->flags & IN_FROM_USED ? 1 : 0,
 	};
 
@@ -384,6 +386,7 @@ static void set_up(const uint8_t **data, size_t *left)
 {
 	memset(&s, 0, sizeof(s));
 	s.log_fd = -1;
+	s.event_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
 	take(data, left, &s.in, sizeof(s.in));
 	s.in.size %= 65;	/* the allocator, not the ring, would be busy with more */
 	s.nr_regions = 1 + s.in.nr_regions % MAX_REGIONS;
@@ -444,6 +447,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	for (uint32_t i = 0; i < s.nr_regions; i++)
 		free(s.region[i].mem);
 	free(s.inflight);
+	close(s.event_fd);
 	return 0;
 }
 

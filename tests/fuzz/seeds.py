@@ -23,6 +23,7 @@ RING, TABLES, DATA, FAR = 0x0, 0x1000, 0x2000, 0x2400  # guest-physical; FAR fol
 DESC, AVAIL_AT, USED_AT = 0x0, 0x200, 0x280
 RING_BYTES, TABLES_BYTES, DATA_BYTES, FAR_BYTES = 0x440, 0x80, 0x400, 0x80
 
+LONG = 200  # entries of the long table
 Call = tuple[int, int, int]
 SERVE: list[Call] = [
     (POP, 8, 0), (TOUCH, 0, 0), (TOUCH, 1, 3), (PUSH, 1, 8), (PUSH, 0, 20), (FLUSH, 0, 0), (KICKS, 1, 0), (LOOK, 0, 0),
@@ -41,6 +42,45 @@ def descriptor(flags: int, addr: int, length: int, flag: int, last: int) -> byte
     return struct.pack("<QIHH", addr, length, *((last, flag) if flags & PACKED else (flag, last)))
 
 
+def long_ring(flags: int, size: int) -> bytes:
+    """All of a ring of 64, each descriptor pointing at the same long table: more than there are blocks for."""
+    ring = bytearray(0x900)
+    for i in range(size):
+        last = i if flags & PACKED else 0
+        flag = TABLE | (F_AVAIL if flags & PACKED else 0)
+        ring[16 * i : 16 * i + 16] = descriptor(flags, TABLES, 16 * LONG, flag, last)
+    if not flags & PACKED:
+        struct.pack_into(f"<HH{size}H", ring, 0x400, 0, size, *range(size))
+    return bytes(ring)
+
+
+def long_table(flags: int) -> bytes:
+    """More pieces than the small blocks hold; each over the border of two regions."""
+    out = b""
+    for i in range(LONG):
+        flag = WRITE | (NEXT if i + 1 < LONG and not flags & PACKED else 0)
+        out += descriptor(flags, FAR - 1, 2, flag, 0 if flags & PACKED else i + 1)
+    return out
+
+
+def long_seed(flags: int) -> bytes:
+    """One input that uses up the pools."""
+    calls: list[Call] = [
+        (POP, 250, 0),
+        (LOOK, 0, 0),
+        (KICKS, 1, 0),
+        (PUSH, 3, 9),
+        (POP, 250, 0),
+        (PUSH, 0, 1),
+        (FLUSH, 0, 0),
+    ]
+    out = struct.pack("<BBHIHHHH", flags, 3, 64, 0x80008000 if flags & PACKED else 0, 0, 0x400 // 2, 0x500 // 4, 0)
+    for gpa, length in ((RING, 0x900), (TABLES, 16 * LONG), (DATA, DATA_BYTES), (FAR, FAR_BYTES)):
+        out += struct.pack("<HHHH", gpa // 64, -(-length // 64) - 1, gpa // 64, 0)
+    out += bytes([len(calls)]) + b"".join(struct.pack("<BBH", *call) for call in calls)
+    return (out + long_ring(flags, 64) + long_table(flags)).rstrip(b"\0")
+
+
 def split_ring(flags: int, size: int) -> bytes:
     """Head 0: two buffers, head 2: three, one over the border of two regions, head 5: a table if there may be one."""
     table = bytearray(RING_BYTES)
@@ -56,8 +96,8 @@ def split_ring(flags: int, size: int) -> bytes:
     return bytes(table)
 
 
-def packed_ring(flags: int, size: int) -> bytes:
-    """The same requests, first lap."""
+def packed_ring(flags: int, size: int, first: int = 0) -> bytes:
+    """The same requests from slot ``first`` of the first lap on."""
     ring = bytearray(RING_BYTES)
     rows = [
         (DATA, 16, NEXT, 3), (DATA + 64, 32, WRITE, 3),
@@ -65,8 +105,10 @@ def packed_ring(flags: int, size: int) -> bytes:
         (TABLES, 64, TABLE, 1) if flags & INDIRECT else (DATA, 1, 0, 1),
     ]  # fmt: skip
     for i, (addr, length, flag, ident) in enumerate(rows):
-        ring[16 * i : 16 * i + 16] = descriptor(flags, addr, length, flag | F_AVAIL, ident)
-    struct.pack_into("<HH", ring, AVAIL_AT, 1 | 0x8000, 2)
+        at = 16 * ((first + i) % size)
+        lap = F_AVAIL if first + i < size else F_USED
+        ring[at : at + 16] = descriptor(flags, addr, length, flag | lap, ident)
+    struct.pack_into("<HH", ring, AVAIL_AT, (first + 1) % size | 0x8000, 2)
     return bytes(ring)
 
 
@@ -79,8 +121,10 @@ def tables(flags: int) -> bytes:
     return out.ljust(TABLES_BYTES, b"\0")
 
 
-def seed(flags: int, size: int, base: int, calls: list[Call], *, read_only: int = 0) -> bytes:
-    """One input."""
+def seed(
+    flags: int, size: int, base: int, calls: list[Call], *, read_only: int = 0, record_new: bytes = b"", first: int = 0
+) -> bytes:
+    """One input. ``first``: the ring slot that is first, packed."""
     record = 0
     if flags & INFLIGHT:
         record = 32 + 32 * size if flags & PACKED else 16 + 16 * size
@@ -89,9 +133,9 @@ def seed(flags: int, size: int, base: int, calls: list[Call], *, read_only: int 
     for gpa, length, flag in regions:
         out += struct.pack("<HHHH", gpa // 64, length // 64 - 1, gpa // 64, flag)
     out += bytes([len(calls)]) + b"".join(struct.pack("<BBH", *call) for call in calls)
-    out += (packed_ring if flags & PACKED else split_ring)(flags, size) + tables(flags)
+    out += (packed_ring(flags, size, first) if flags & PACKED else split_ring(flags, size)) + tables(flags)
     if flags & INFLIGHT and not flags & FROM_USED:
-        out += bytes(DATA_BYTES + FAR_BYTES) + record_of(flags, size)
+        out += bytes(DATA_BYTES + FAR_BYTES) + (record_new or record_of(flags, size))
     return out.rstrip(b"\0")  # what is missing reads as zero
 
 
@@ -108,6 +152,15 @@ def record_of(flags: int, size: int) -> bytes:
         last, num = (1, 2) if i == 0 else (0, 0)
         out += struct.pack("<BxHHHQHHIQ", i == 0, i + 1, last, num, 0, ident, flag, length, addr)
     return out
+
+
+def unfinished(flags: int, size: int, *, published: bool) -> bytes:
+    """A record whose last batch, the first request, was being published when the back-end died."""
+    old = record_of(flags, size)
+    if not flags & PACKED:
+        # the ring's used index is 0: the record is one behind, or not
+        return old[:12] + struct.pack("<HH", 0, 0xFFFF if published else 0) + old[16:]
+    return old[:12] + struct.pack("<HHHHBB", 0, 2, 2 if published else 6, 0, 1, 1) + old[22:]
 
 
 def seeds() -> dict[str, bytes]:
@@ -129,6 +182,12 @@ def seeds() -> dict[str, bytes]:
         }.items():
             out[f"{name}-{words}"] = seed(packed | flags, 8, base, SERVE)
             out[f"{name}-{words}-trouble"] = seed(packed | flags, 8, base, TROUBLE)
+        for published in (True, False):
+            words = f"{name}-unfinished-{'seen' if published else 'unseen'}"
+            record = unfinished(packed, 8, published=published)
+            out[words] = seed(packed | INFLIGHT, 8, base, SERVE, record_new=record)
+        out[f"{name}-long"] = long_seed(packed | INDIRECT)
+        out[f"{name}-wrap"] = seed(packed | INDIRECT | LOG, 8, 0x80058005 if packed else 0, SERVE, first=5)
         out[f"{name}-read-only"] = seed(packed, 8, base, SERVE, read_only=1)
         out[f"{name}-odd"] = seed(packed | INDIRECT, 7 if packed else 32, base, SERVE + TROUBLE)
     return out

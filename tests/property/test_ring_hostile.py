@@ -158,6 +158,59 @@ class HostileDriver(RuleBasedStateMachine):
         if serve:
             self.flush()
 
+    @rule(
+        buffers=st.lists(
+            st.tuples(good_addresses, st.integers(0, 64), st.sampled_from([0, 0, WRITE, WRITE])), min_size=1, max_size=5
+        ),
+        ordered=st.booleans(),
+        spoil=st.sampled_from(["", "addr", "length", "flag", "last"]),
+        which=st.integers(0, 4),
+        addr=addresses,
+        length=lengths,
+        flag=flags,
+        last=st.integers(0, 13),
+        indirect=st.booleans(),
+    )
+    def almost(
+        self,
+        buffers: list[tuple[int, int, int]],
+        ordered: bool,
+        spoil: str,
+        which: int,
+        addr: int,
+        length: int,
+        flag: int,
+        last: int,
+        indirect: bool,
+    ) -> None:
+        """A list, in the ring or in a table, with one thing wrong with it, or none."""
+        if ordered:
+            buffers = sorted(buffers, key=lambda buffer: buffer[2])
+        ident = next((i for i in range(self.size) if i not in self.going().model.in_flight), 0)
+        if not indirect:
+            buffers = buffers[: self.size]
+        chain = []
+        for i, (at, n, write) in enumerate(buffers):
+            more = NEXT if i + 1 < len(buffers) and not (indirect and self.packed) else 0
+            following = ident if self.packed else i + 1 if indirect else (ident + i + 1) % self.size
+            chain.append([at, n, write | more, following])
+        if spoil:
+            field = ["addr", "length", "flag", "last"].index(spoil)
+            chain[which % len(chain)][field] = (addr, length, flag, last)[field]
+        if indirect:
+            for i, (at, n, f, following) in enumerate(chain):
+                self.put(TABLES.gpa, i, at, n, f, following)
+            self.offer([(TABLES.gpa, 16 * len(chain), TABLE, ident)])
+        elif self.packed:
+            self.offer([(at, n, f, following) for at, n, f, following in chain])
+        else:
+            for i, (at, n, f, following) in enumerate(chain):
+                self.put(self.desc, (ident + i) % self.size, at, n, f, following)
+            old = self.going().model.base
+            self.write(self.avail + 4 + 2 * (old % self.size), struct.pack("<H", ident))
+            self.write(self.avail + 2, struct.pack("<H", (old + 1) & 0xFFFF))
+        self.pop(20)
+
     def offer(self, chain: list[tuple[int, int, int, int]], wrong: int = 0) -> None:
         """Write descriptors where the device looks next, and make them available, more or less."""
         pair = self.going()
