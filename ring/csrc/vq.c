@@ -170,6 +170,26 @@ static int alloc_run(struct ring_vq *vq)
 	return 0;
 }
 
+/*
+ * Base 0 of a packed ring: both wrap counters 0 at slot 0, or a front-end that knows no wrap counters (User-mode Linux)
+ * and means a new ring, which begins with both at 1. The ring itself tells: after a whole lap slot 0 bears the marks of
+ * wrap 0 (available) or of wrap 1 (used), or, left from the middle of a list, those of a new ring's first request; then
+ * the last slot is not all zero, which in a new ring it is.
+ */
+static bool packed_is_new(const struct ring_vq *vq)
+{
+	uint64_t g_first[2], g_last[2];
+	bool avail, used;
+
+	shm_load_desc(g_first, vq->desc);
+	shm_load_desc(g_last, vq->desc + (size_t)VQ_DESC_BYTES * (vq->size - 1));
+	avail = g_first[1] >> 48 & VQ_DESC_AVAIL;
+	used = g_first[1] >> 48 & VQ_DESC_USED;
+	if (used)
+		return false;
+	return !avail || vq->size == 1 || (!g_last[0] && !g_last[1]);
+}
+
 /* Indexes from @base as SET_VRING_BASE encodes it. */
 static int set_base(struct ring_vq *vq, uint32_t base, bool from_used)
 {
@@ -186,6 +206,8 @@ static int set_base(struct ring_vq *vq, uint32_t base, bool from_used)
 		return 0;
 	}
 	/* a packed ring holds no index to read back: the base is all there is */
+	if (!base && packed_is_new(vq))
+		base = 1u << 15 | 1u << 31;
 	vq->avail_pos = base & 0x7fff;
 	vq->avail_wrap = (uint8_t)(base >> 15 & 1);
 	vq->used_pos = base >> 16 & 0x7fff;
