@@ -34,7 +34,7 @@ from vhost.messages import MemTable, Payload, VringAddr, VringFd, VringState
 Connect = Callable[[], socket.socket]
 """Makes a fresh connection to the back-end under test."""
 
-QUIET: Final = 0.15
+QUIET: Final = 0.1
 """Seconds without an answer that count as none."""
 
 
