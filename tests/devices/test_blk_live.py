@@ -88,6 +88,20 @@ async def test_limits_are_one_for_all_queues(store):
         assert 0.25 < time.monotonic() - start < 3
 
 
+async def test_a_limit_that_is_lifted_counts_at_once(store):
+    disk = Blk(store, limits=Limits(bps=1000))
+    async with rig(disk) as r:
+        q = r.queues[0]
+        await burst(q, 1, length=65536)  # a minute's worth
+        token = q.send([q.put(bytes(16))], [q.put(bytes(512)), q.put(b"\xee")], False)
+        q.publish()
+        await trio.sleep(0.1)
+        q.poll()
+        assert not q.done
+        disk.set_limits_to(Limits())
+        assert await q.wait(token, 2) == 513
+
+
 def test_bad_limits():
     with pytest.raises(ValueError, match="limit iops is -1"):
         Limits(iops=-1)

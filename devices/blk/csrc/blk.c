@@ -135,7 +135,8 @@ static int poll_limited(struct blk_queue *q, int budget)
 	q->reap_ticks = 0;
 	if (q->throttled) {
 		blk_count(&q->stats.throttled, 1);
-		q->source.deadline_ns = now_ns + wait_ns;
+		/* limits may be changed meanwhile: look again soon */
+		q->source.deadline_ns = now_ns + (wait_ns < BLK_THROTTLE_LOOK_NS ? wait_ns : BLK_THROTTLE_LOOK_NS);
 	}
 	return done;
 }

@@ -28,6 +28,7 @@ enum {
 	BLK_BOUNCE_BYTES = 256 * 1024,
 	BLK_ZEROS_BYTES = 256 * 1024,	/* zeros are written this much at a time */
 	BLK_RETRIES = 64,		/* of an operation that was interrupted */
+	BLK_THROTTLE_LOOK_NS = 50000000,	/* longest sleep of a queue that waits for tokens */
 	BLK_HEADER = 16,
 	BLK_SEGMENT_BYTES = 16,
 	BLK_ID_REQ = 32,		/* op of parsed requests that need no store, besides BLK_OPS */
