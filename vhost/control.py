@@ -21,6 +21,7 @@ from typing import Any
 import trio
 
 from vhost import listener
+from vhost.errors import VhostError
 
 __all__ = ["APPLICATION_ERROR", "ControlError", "ControlServer", "Methods", "call"]
 
@@ -172,7 +173,7 @@ class ControlServer:
                 result = await result
         except ControlError:
             raise
-        except (ValueError, OSError, RuntimeError) as exc:
+        except (VhostError, ValueError, OSError, RuntimeError) as exc:
             raise ControlError(APPLICATION_ERROR, f"{method}: {exc}") from exc
         return result
 

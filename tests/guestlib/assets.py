@@ -18,6 +18,7 @@ from pathlib import Path
 
 from guestlib import debian
 from guestlib.debian import CACHE, AssetError, locked
+from guestlib.trixie import libblkio
 
 HERE = Path(__file__).resolve().parent
 GUEST = CACHE / "guest"
@@ -436,8 +437,9 @@ def prepare(level: str) -> int:
             print(f"setup: {name}: {error}", file=sys.stderr)
             return 1
     if level != "demo":
-        try:
-            backports_qemu()
-        except AssetError as error:
-            print(f"setup: {error}; its tests will be skipped", file=sys.stderr)
+        for optional in (backports_qemu, libblkio):
+            try:
+                optional()
+            except AssetError as error:
+                print(f"setup: {error}; its tests will be skipped", file=sys.stderr)
     return 0

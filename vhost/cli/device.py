@@ -81,6 +81,15 @@ def _config(device_type: DeviceType, given: dict[str, Any]) -> Config:
     return Config(server, [device])
 
 
+class DeviceCommand(click.Command):
+    """Answers ``--print-capabilities`` whatever else is on the line, be it of a later version."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """As click's, on that option alone where it is given."""
+        wanted = "--print-capabilities"
+        return super().parse_args(ctx, [wanted] if wanted in args else args)
+
+
 def device_command(device_type: DeviceType) -> click.Command:
     """The command that serves one device of ``device_type``."""
 
@@ -97,7 +106,7 @@ def device_command(device_type: DeviceType) -> click.Command:
     params.append(click.Option(["--name"], metavar="NAME", help="name in logs, metrics and the control socket"))
     params += [click_option(option) for option in device_type.options]
     params += [click_option(option) for option in SERVER_OPTIONS]
-    return click.Command(
+    return DeviceCommand(
         device_type.name,
         callback=run,
         params=params,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import resource
 from collections.abc import Iterable, Mapping
 from contextlib import AsyncExitStack, suppress
@@ -69,24 +70,28 @@ def _options(connection: Mapping[str, Any]) -> Options:
 
 def _workers(server: Mapping[str, Any]) -> WorkerOptions:
     cpus = parse_cpus(server["cpus"]) if server["cpus"] else ()
+    if missing := sorted(set(cpus) - os.sched_getaffinity(0)):
+        raise VhostError(f"cpus: no CPU {missing[0]} for this process; 'taskset -cp $$' shows what it may use")
     return WorkerOptions(count=server["workers"], cpus=cpus, poll_us=server["poll_us"])
 
 
 async def _serve(config: Config) -> None:
+    workers = _workers(config.server)
+    endpoint = parse_endpoint(config.server["metrics"]) if config.server["metrics"] else None
     async with AsyncExitStack() as stack:
         # stores are closed after the server has drained its queues: they are entered first
         devices = [(item, await stack.enter_async_context(item.type.open(item.values))) for item in config.devices]
-        server = await stack.enter_async_context(open_server(workers=_workers(config.server)))
+        server = await stack.enter_async_context(open_server(workers=workers))
         nursery = await stack.enter_async_context(trio.open_nursery())
-        for item, device in devices:
-            await _start(server, item, device)
-        if config.server["metrics"]:
-            host, port = parse_endpoint(config.server["metrics"])
+        if endpoint is not None:
+            host, port = endpoint
             try:
                 bound = await stack.enter_async_context(exporter(lambda: _metrics(server), host, port))
             except OSError as exc:
                 raise VhostError(f"cannot serve metrics on {config.server['metrics']}: {exc.strerror}") from exc
             log.info("metrics on http://%s:%d/metrics", host, bound)
+        for item, device in devices:
+            await _start(server, item, device)
         if config.server["control"]:
             control = ControlServer(_methods(server), lambda: _device_methods(server))
             await nursery.start(control.serve, config.server["control"])
