@@ -7,6 +7,6 @@ from setuptools import setup
 
 sys.path.insert(0, str(Path(__file__).parent))  # a PEP 517 front-end runs us from elsewhere
 
-from ffi_build import modules 
+from ffi_build import modules
 
 setup(cffi_modules=modules())
