@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import platform
-import subprocess
-import time
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from devices.blk.load import PATTERNS, Result, Workload, measure
+from vhost.bench import Run, append_csv, machine, save_json
 from vhost.errors import VhostError
 from vhost.plugin import parse_rate, parse_size
 
@@ -71,7 +67,11 @@ CPUS = _Parsed("cpus", _cpus)
 @click.option("--seed", type=int, default=1, show_default=True)
 @click.option("--write-ok", is_flag=True, help="Yes, overwrite the disk: needed by every pattern that writes.")
 @click.option("--json", "json_path", type=click.Path(dir_okay=False), help="Also write the result to this file.")
-def command(path: str, write_ok: bool, json_path: str | None, **options: Any) -> None:
+@click.option("--csv", "csv_path", type=click.Path(dir_okay=False), help="Also append a line to this file.")
+@click.option("--name", help="What the results call the back-end.  [default: the socket's file name]")
+def command(
+    path: str, write_ok: bool, json_path: str | None, csv_path: str | None, name: str | None, **options: Any
+) -> None:
     """Drive the disk behind a vhost-user socket and say what it costs both sides."""
     workload = Workload(**options)
     if (PATTERNS[workload.rw][0] != 100 or workload.verify) and not write_ok:
@@ -83,10 +83,17 @@ def command(path: str, write_ok: bool, json_path: str | None, **options: Any) ->
     except VhostError as error:
         raise click.ClickException(str(error)) from error
     show(result, Console())
-    if json_path is not None:
-        Path(json_path).write_text(json.dumps({"machine": machine(), "result": result.as_dict()}, indent=1) + "\n")
+    _keep(result.as_dict(), name or Path(path).stem, json_path, csv_path)
     if result.errors:
         raise click.ClickException(f"{result.errors} requests went wrong; the first: {result.first_error}")
+
+
+def _keep(result: dict[str, Any], name: str, json_path: str | None, csv_path: str | None) -> None:
+    where = machine()
+    if json_path is not None:
+        save_json(Path(json_path), "blk", name, result, where)
+    if csv_path is not None:
+        append_csv(Path(csv_path), Run.of_result("blk", name, result, where))
 
 
 def show(result: Result, console: Console) -> None:
@@ -132,29 +139,3 @@ def _how(workload: Workload) -> str:
 
 def _or_unknown(value: float | None, form: str) -> str:
     return "not known" if value is None else form.format(value)
-
-
-def machine() -> dict[str, Any]:
-    """Where and when, for a result that is kept."""
-    model = ""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "")
-    except OSError:
-        pass
-    try:
-        git = subprocess.run(
-            ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"],
-            capture_output=True, text=True, check=False, timeout=5,
-        )  # fmt: skip
-        commit = git.stdout.strip()
-    except (OSError, subprocess.TimeoutExpired):
-        commit = ""
-    return {
-        "cpu": model,
-        "cpus": os.cpu_count(),
-        "kernel": platform.release(),
-        "python": platform.python_version(),
-        "commit": commit,
-        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-    }

@@ -1,7 +1,8 @@
-"""``vhost bench TYPE``: load on any back-end's socket. Each device type brings its own generator."""
+"""``vhost bench``: load on any back-end's socket, a generator per device type; and results compared and plotted."""
 
 from __future__ import annotations
 
+import importlib
 from importlib.metadata import EntryPoint, entry_points
 
 import click
@@ -9,6 +10,8 @@ import click
 __all__ = ["command"]
 
 GROUP = "vhost.loads"
+#: what is done with results, whatever device they are of: command -> module whose ``command`` it is
+TOOLS = {"compare": "vhost.bench.compare", "plot": "vhost.bench.plot"}
 
 
 def _loads() -> dict[str, EntryPoint]:
@@ -19,15 +22,18 @@ class Loads(click.Group):
     """Finds load generators by the entry points of `vhost.loads`; each names a click command."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """Device types with a load generator."""
-        return sorted(_loads())
+        """Device types with a load generator, then what is done with results."""
+        return [*sorted(_loads()), *TOOLS]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """The command of that name, or None."""
-        found = _loads().get(cmd_name)
-        if found is None:
+        loaded: object
+        if cmd_name in TOOLS:
+            loaded = importlib.import_module(TOOLS[cmd_name]).command
+        elif found := _loads().get(cmd_name):
+            loaded = found.load()
+        else:
             return None
-        loaded = found.load()
         assert isinstance(loaded, click.Command)
         return loaded
 
