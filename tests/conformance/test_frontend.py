@@ -41,10 +41,22 @@ async def read(queue: vhost.frontend.Queue, sector: int, size: int, **how: bool)
     return data
 
 
+@pytest.fixture(scope="module")
+def our_disk() -> Iterator[peerlib.Backend]:
+    with peerlib.vhost_blk() as backend:
+        yield backend
+
+
+@pytest.fixture(scope="module", params=[peerlib.storage_daemon, peerlib.vhost_blk], ids=["storage-daemon", "vhost"])
+def any_disk(request: pytest.FixtureRequest) -> Iterator[peerlib.Backend]:
+    with request.param() as backend:
+        yield backend
+
+
 @pytest.mark.parametrize("personality", PERSONALITIES, ids=lambda who: who.name)
 @pytest.mark.parametrize("native", [True, False], ids=["native", "python"])
-async def test_every_personality(disk: peerlib.Backend, personality: Personality, native: bool) -> None:
-    async with Frontend.connect(disk.path, personality=personality) as frontend:
+async def test_every_personality(any_disk: peerlib.Backend, personality: Personality, native: bool) -> None:
+    async with Frontend.connect(any_disk.path, personality=personality) as frontend:
         await frontend.start(queues=min(2, frontend.num_queues), size=64, native=native)
         for index, queue in frontend.queues.items():
             data = os.urandom(4096)
@@ -65,10 +77,23 @@ async def test_personality_masks(disk: peerlib.Backend) -> None:
         assert frontend.max_mem_slots == 0, "cloud-hypervisor never asks"
 
 
+@pytest.mark.parametrize("native", [True, False], ids=["native", "python"])
+async def test_packed(our_disk: peerlib.Backend, native: bool) -> None:
+    async with Frontend.connect(our_disk.path) as frontend:
+        await frontend.start(queues=4, size=50, packed=True, native=native)
+        for _ in range(3):
+            for index, queue in frontend.queues.items():
+                for at in range(30):
+                    data = os.urandom(SECTOR)
+                    await write(queue, 8 * index + at % 8, data, indirect=at % 2 == 0)
+                    assert await read(queue, 8 * index + at % 8, SECTOR, indirect=at % 3 == 0) == data
+            await frontend.start_queues(await frontend.stop())
+
+
 @pytest.mark.parametrize("event_idx", [True, False])
 @pytest.mark.parametrize("indirect", [True, False])
-async def test_many_at_once(disk: peerlib.Backend, event_idx: bool, indirect: bool) -> None:
-    async with Frontend.connect(disk.path) as frontend:
+async def test_many_at_once(any_disk: peerlib.Backend, event_idx: bool, indirect: bool) -> None:
+    async with Frontend.connect(any_disk.path) as frontend:
         await frontend.start(size=256, event_idx=event_idx, indirect=indirect)
         assert bool(frontend.features & VirtioFeature.EVENT_IDX) is event_idx
         queue = frontend.queues[0]

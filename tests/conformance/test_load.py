@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import peerlib
 import pytest
@@ -12,6 +14,8 @@ from click.testing import CliRunner
 
 from devices.blk.bench import command
 from devices.blk.load import Workload, measure
+from vhost.bench import cell_of, load
+from vhost.cli.bench import command as bench
 from vhost.errors import ConnectionClosed, VhostError
 
 FAST = {"runtime": 0.15, "warmup": 0.05}
@@ -44,6 +48,22 @@ async def test_drives(workload: Workload) -> None:
     assert result.kicks <= 1.01
     assert result.calls <= 1.01
     assert workload.poll or result.frontend_switches > 0
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["split", "packed"])
+@pytest.mark.parametrize("poll", [False, True], ids=["sleep", "poll"])
+async def test_drives_ours(packed: bool, poll: bool) -> None:
+    """Every read is compared, with more in flight than fit into the ring without indirect descriptors."""
+    for indirect in (False, True):
+        workload = Workload(
+            rw="randrw", depth=64, queues=2, threads=2, packed=packed, poll=poll, indirect=indirect, verify=True,
+            size=4 << 20, **FAST,
+        )  # fmt: skip
+        with peerlib.vhost_blk() as backend:
+            result = await measure(backend.path, workload)
+        assert result.errors == 0, result.first_error
+        assert result.requests > 100
+        assert bool(result.features >> 34 & 1) is packed
 
 
 async def test_rate() -> None:
@@ -122,3 +142,65 @@ def test_command(tmp_path: Path) -> None:
     kept = json.loads(out.read_text())
     assert kept["result"]["workload"]["depth"] == 4
     assert kept["machine"]["cpus"] >= 1
+
+
+#: what a kept result must have, and of which type: readers of old files rely on it
+SCHEMA = {
+    "format": int,
+    "device": str,
+    "backend": str,
+    "machine": {"cpu": str, "cpus": int, "kernel": str, "commit": str, "time": str, "versions": {"vhostkit": str}},
+    "result": {
+        "workload": {"rw": str, "block_bytes": int, "depth": int, "queues": int, "packed": bool, "poll": bool, "rate": int},
+        "seconds": float,
+        "requests": int,
+        "iops": float,
+        "latency": {"p50_us": float, "p99_us": float, "p999_us": float, "max_us": float, "samples": int},
+        "frontend_cpu_us": float,
+        "backend_cpu_us": float,
+        "kicks": float,
+        "calls": float,
+        "batch_mean": float,
+        "backend_switches": float,
+        "errors": int,
+        "histogram": list,
+    },
+}
+
+
+def _check(schema: Mapping[str, Any], found: Mapping[str, Any], where: str = "") -> None:
+    for key, kind in schema.items():
+        assert key in found, f"{where}{key} is missing"
+        if isinstance(kind, dict):
+            _check(kind, found[key], f"{where}{key}.")
+        else:
+            assert type(found[key]) is kind, f"{where}{key} is {found[key]!r}"
+
+
+@pytest.mark.parametrize("layout", ["--split", "--packed"])
+def test_ours(tmp_path: Path, layout: str) -> None:
+    """`vhost bench blk` on our null disk as users run it, and what it leaves behind."""
+    out, table = tmp_path / "result.json", tmp_path / "results.csv"
+    with peerlib.vhost_blk(store="null:64M", queues=1) as backend:
+        options = ["--socket-path", str(backend.path), "--runtime", "0.5", "--warmup", "0.1", layout, "--name", "ours"]
+        for extra in (["--json", str(out), "--csv", str(table)], ["--csv", str(table), "--sleep"]):
+            ran = CliRunner().invoke(bench, ["blk", *options, *extra])
+            assert ran.exit_code == 0, ran.output
+    kept = json.loads(out.read_text())
+    _check(SCHEMA, kept)
+    assert kept["result"]["workload"]["packed"] is (layout == "--packed")
+    assert kept["result"]["requests"] > 1000
+    (run,) = load(out)
+    polling, sleeping = load(table)
+    assert cell_of(run) == cell_of(polling) != cell_of(sleeping)
+    assert polling.values["iops"] == pytest.approx(run.values["iops"], rel=1e-4)
+
+
+@pytest.mark.parametrize("layout", ["--split", "--packed"])
+def test_ours_verified(layout: str) -> None:
+    """What was written is what is read, on two queues of a disk in memory."""
+    with peerlib.vhost_blk(store="memory:8M", queues=2) as backend:
+        options = ["--socket-path", str(backend.path), "--runtime", "0.5", "--warmup", "0", layout, "--sleep"]
+        more = ["--verify", "--write-ok", "--rw", "randrw", "--queues", "2", "--threads", "2"]
+        ran = CliRunner().invoke(bench, ["blk", *options, *more])
+    assert ran.exit_code == 0, ran.output

@@ -9,6 +9,7 @@ from contextlib import contextmanager, suppress
 
 import peerlib
 import pytest
+from click.testing import CliRunner
 
 from vhost import wire
 from vhost.channel import BlockingChannel
@@ -132,3 +133,40 @@ def test_finds_lies(lie: str, title: str) -> None:
     assert [outcome.verdict for outcome in honest.outcomes] == [Verdict.PASS], str(honest)
     report = _judge(lie, title)
     assert [outcome.verdict for outcome in report.outcomes] == [Verdict.FAIL], str(report)
+
+
+def test_command() -> None:
+    """Exit status and words: all well, something fails, nobody there."""
+    from vhost.cli.check import command
+
+    with peerlib.example("rng") as backend:
+        ran = CliRunner().invoke(command, ["rng", "--socket-path", str(backend.path), "--only", "REPLY_ACK"])
+        assert ran.exit_code == 0, ran.output
+        assert "pass" in ran.output
+        assert ran.output.splitlines()[-1].startswith("5 pass, 0 fail")
+        path = backend.path
+    ran = CliRunner().invoke(command, ["rng", "--socket-path", str(path)])
+    assert ran.exit_code == 2
+    assert "is the back-end running?" in ran.output
+    if peerlib.storage_daemon_version() == (7, 2):
+        with peerlib.storage_daemon() as backend:
+            ran = CliRunner().invoke(command, ["blk", "--socket-path", str(backend.path), "--only", "GET_CONFIG"])
+            assert ran.exit_code == 1
+            assert "fail" in ran.output
+
+
+def test_a_backend_that_dies_is_told_from_one_that_is_wrong() -> None:
+    """Once it is gone the rest is not run, and nobody waits for it."""
+    with peerlib.example("rng") as backend:
+        real = backend.connect
+        backend.process.kill()
+        backend.process.wait()
+
+        def connect() -> socket.socket:
+            raise ConnectionRefusedError(111, "Connection refused")
+
+        report = check_backend(connect, "rng")
+        assert report.count(Verdict.FAIL) == 1
+        assert report.count(Verdict.PASS) == 0
+        assert {outcome.detail for outcome in report.outcomes[1:]} == {"the back-end is gone"}
+        assert real().close() is None
