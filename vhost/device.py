@@ -172,8 +172,10 @@ class Device:
             | ProtocolFeature.RESET_DEVICE
             | ProtocolFeature.INFLIGHT_SHMFD
             | ProtocolFeature.STATUS
-            | ProtocolFeature.PAGEFAULT
         )
+        if self.is_native:
+            # A device in Python touches guest memory on the event loop's thread, which must not wait for a page.
+            offer |= ProtocolFeature.PAGEFAULT
         if self._overrides("config"):
             offer |= ProtocolFeature.CONFIG
         if self._overrides("save_state"):

@@ -19,7 +19,7 @@ import logging
 import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import trio
 
@@ -48,6 +48,8 @@ __all__ = ["Instance", "Post", "open_instance"]
 _Answered = Callable[[Message | None], None]
 Post = Callable[[BackendRequest, Payload, object, _Answered | None], None]
 """Says something to the front-end without waiting: request, payload, key (as BackendChannel.post), answer to."""
+
+T = TypeVar("T")
 
 MISS_RETRY_SECONDS: Final = 0.1
 """When to ask again after the front-end had no translation: guests map late at times."""
@@ -93,6 +95,7 @@ class Instance:
         self._relays: dict[tuple[int, BackendRequest], trio.CancelScope] = {}
         self._unburied = trio.Event()
         self._retry_due = False
+        self._touched = False
 
     # What queues ask
 
@@ -135,6 +138,29 @@ class Instance:
                 await trio.lowlevel.wait_readable(ours.fileno())
                 os.eventfd_read(ours.fileno())
                 self.post(request, VringState(index, 0), (request, index), None)
+
+    async def touching(self, function: Callable[[], T]) -> T:
+        """Call what touches guest memory: on a thread of its own while pages are on their way from another host.
+
+        Cancellation: ends postcopy, so that whoever waits for a page goes on (with zeros; nobody will look).
+        """
+        if not self._postcopy.listening:
+            return function()
+        self._touched = False
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._end_postcopy_when_cancelled)
+            with trio.CancelScope(shield=True):
+                result = await trio.to_thread.run_sync(function)
+            self._touched = True
+            nursery.cancel_scope.cancel()
+        return result
+
+    async def _end_postcopy_when_cancelled(self) -> None:
+        try:
+            await trio.sleep_forever()
+        finally:
+            if not self._touched:
+                self._postcopy.end()
 
     # News
 

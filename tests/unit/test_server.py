@@ -65,6 +65,21 @@ async def test_a_stopped_queue_goes_on_where_it_was(packed: bool) -> None:
             await fe.start_queues(await fe.stop())
 
 
+async def test_a_fresh_packed_ring_whose_front_end_says_0() -> None:
+    """User-mode Linux: index 0, but the wrap counters are 1. A ring gone round once says 0, too, and means it."""
+    async with serving(Echo()) as (path, _), Frontend.connect(path) as fe:
+        await fe.start(queues=0, packed=True)
+        fe.make_queue(0, 8)
+        await fe.start_queues({0: 0})
+        for number in range(4):
+            assert await echo(fe, b"%d" % number) == b"%d" % number
+        bases = await fe.stop()
+        assert bases == {0: 0}, "eight descriptors: once round"
+        await fe.start_queues(bases)
+        for number in range(20):
+            assert await echo(fe, b"%d" % number) == b"%d" % number
+
+
 async def test_the_next_front_end_is_served() -> None:
     device = Echo()
     async with serving(device) as (path, server):

@@ -1,4 +1,4 @@
-"""The server with queues that C workers run: start, stop, drain, abandon, change memory while requests are in flight."""
+"""The server with queues that C workers run: start, stop, drain, abandon, change memory under requests in flight."""
 
 from __future__ import annotations
 
@@ -245,33 +245,33 @@ async def test_a_broken_ring_parks_its_queue(disk: Disk, caplog) -> None:
 
 
 async def test_stopping_without_draining_leaves_requests_in_the_record(disk: Disk) -> None:
-    """GET_VRING_BASE_INFLIGHT: the base is told at once, the request is found in the inflight region by the next one."""
-    async with serving(disk, options=Options(inflight_migration=True)) as (path, _):
-        async with Frontend.connect(path, handshake=False) as fe:
-            offered = ProtocolFeature(await fe.ask_u64(F.GET_PROTOCOL_FEATURES))
-            assert ProtocolFeature.GET_VRING_BASE_INFLIGHT in offered
-            fe.features_offered = await fe.ask_u64(F.GET_FEATURES)
-            await fe.send(F.SET_PROTOCOL_FEATURES, int(offered))
-            fe.protocol, fe.link.reply_ack = offered, True
-            await fe.start(size=16, queues=0, native=False)
-            region = await fe.get_inflight(1, 16)
+    """GET_VRING_BASE_INFLIGHT: the base is told at once; the next start finds the request in the inflight region."""
+    options = Options(inflight_migration=True)
+    async with serving(disk, options=options) as (path, _), Frontend.connect(path, handshake=False) as fe:
+        offered = ProtocolFeature(await fe.ask_u64(F.GET_PROTOCOL_FEATURES))
+        assert ProtocolFeature.GET_VRING_BASE_INFLIGHT in offered
+        fe.features_offered = await fe.ask_u64(F.GET_FEATURES)
+        await fe.send(F.SET_PROTOCOL_FEATURES, int(offered))
+        fe.protocol, fe.link.reply_ack = offered, True
+        await fe.start(size=16, queues=0, native=False)
+        region = await fe.get_inflight(1, 16)
+        await fe.set_inflight(region)
+        queue = fe.make_queue(0, 16, native=False)
+        await fe.start_queues()
+        disk.delay(300)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(request, fe)
+            with trio.fail_after(5):
+                while disk.seen < 1:
+                    await trio.sleep(0.002)
+            before = trio.current_time()
+            answer = await fe.ask(F.GET_VRING_BASE, VringState(0, 0))
+            assert trio.current_time() - before < 0.2
+            base = answer.payload.num
+            assert base == 1
+            disk.delay(0)
             await fe.set_inflight(region)
-            queue = fe.make_queue(0, 16, native=False)
-            await fe.start_queues()
-            disk.delay(300)
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(request, fe)
-                with trio.fail_after(5):
-                    while disk.seen < 1:
-                        await trio.sleep(0.002)
-                before = trio.current_time()
-                answer = await fe.ask(F.GET_VRING_BASE, VringState(0, 0))
-                assert trio.current_time() - before < 0.2
-                base = answer.payload.num
-                assert base == 1
-                disk.delay(0)
-                await fe.set_inflight(region)
-                queue.started = False
-                await fe.start_queues({0: base})
-            assert disk.seen == 2, "replayed"
-            region.close()
+            queue.started = False
+            await fe.start_queues({0: base})
+        assert disk.seen == 2, "replayed"
+        region.close()

@@ -187,6 +187,10 @@ def uffd_works() -> bool:
 class Patient(Echo):
     """Touches guest memory on a thread, as postcopy asks of everybody."""
 
+    @property
+    def protocol_features(self) -> ProtocolFeature:
+        return super().protocol_features | ProtocolFeature.PAGEFAULT
+
     async def _one(self, chain) -> None:
         data = await trio.to_thread.run_sync(chain.read, 0, chain.out_bytes)
         chain.complete(await trio.to_thread.run_sync(chain.write, 0, data))
