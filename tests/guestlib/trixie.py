@@ -1,4 +1,4 @@
-"""libblkio, whose vhost-user-blk client is nobody's we know: Debian has it from trixie on.
+"""libblkio, a vhost-user-blk client of its own kind, and QEMU's tools on it: Debian has both from trixie on.
 
 Nothing is installed: the packages are unpacked into the cache. Where the release is older, its sources are the
 machine's own with the suite renamed; libblkio asks for nothing newer than what bookworm has.
@@ -38,7 +38,8 @@ def libblkio() -> Blkio:
         if failed.exists() and time.time() - failed.stat().st_mtime < PATIENCE:
             raise AssetError(failed.read_text())
         try:
-            _fetch()
+            if not (BASE / "ready").exists():
+                _fetch()
             client = _compile(CLIENT)
             copy = _compile(BASE / "root/usr/share/doc/libblkio-dev/examples/blkio-copy.c")
         except AssetError as error:
@@ -49,12 +50,41 @@ def libblkio() -> Blkio:
     return Blkio(client, copy)
 
 
+@dataclass(frozen=True)
+class Tools:
+    """QEMU's disk tools with libblkio as a block driver, run on the C library they were built for."""
+
+    root: Path
+
+    def command(self, name: str, *args: object) -> list[str]:
+        """The command line of ``qemu-io``, ``qemu-img`` or ``qemu-nbd``."""
+        libraries = self.libraries
+        loader = next(libraries.glob("ld-linux*.so.*"), None) or next((self.root / "usr/lib64").glob("ld-linux*.so.*"))
+        program = self.root / "usr/bin" / name
+        return [str(loader), "--library-path", str(libraries), str(program), *map(str, args)]
+
+    @property
+    def libraries(self) -> Path:
+        """Where the shared libraries are."""
+        return next(self.root.glob("usr/lib/*/libblkio.so.1")).parent
+
+    @property
+    def env(self) -> dict[str, str]:
+        """The environment to run them in."""
+        return {**os.environ, "QEMU_MODULE_DIR": str(self.libraries / "qemu")}
+
+
+def qemu_tools() -> Tools:
+    """The tools of trixie's QEMU. Raises: AssetError says why there are none."""
+    libblkio()
+    return Tools(BASE / "tools")
+
+
 def _fetch() -> None:
-    """Unpack library, header and examples; the package lists are not kept."""
-    root = BASE / "root"
-    if (BASE / "ready").exists():
-        return
+    """Unpack library, header, examples and QEMU's tools (45 MB); the package lists are not kept."""
+    root, tools = BASE / "root", BASE / "tools"
     shutil.rmtree(root, ignore_errors=True)
+    shutil.rmtree(tools, ignore_errors=True)
     release = debian.codename()
     if not release:
         raise AssetError("this is no Debian system whose sources would lead to it")
@@ -64,6 +94,8 @@ def _fetch() -> None:
     try:
         debian._apt(["apt-get", "update"], state="trixie")
         debian.unpack(["libblkio1", "libblkio-dev"], root, state="trixie")
+        # of the block drivers' libraries only libblkio: the others are Ceph and its like
+        debian.unpack([*_closure("qemu-utils"), "qemu-block-extra", "libblkio1"], tools, state="trixie")
     finally:
         shutil.rmtree(state, ignore_errors=True)
     (BASE / "ready").touch()
@@ -75,9 +107,17 @@ def _sources(release: str) -> str:
     for stanza in debian._stanzas(release):
         lines = {line.partition(":")[0]: line.partition(":")[2].strip() for line in stanza.splitlines()}
         if release in lines["Suites"].split() and "main" in lines["Components"].split():
-            lines |= {"Suites": suite, "Components": "main"}
+            lines |= {"Types": "deb", "Suites": suite, "Components": "main", "Targets": "Packages"}
             return "".join(f"{key}: {value}\n" for key, value in lines.items() if not key.startswith("#"))
     raise AssetError(f"apt has no source entry for {release}; add one to /etc/apt/sources.list.d")
+
+
+def _closure(package: str) -> list[str]:
+    """``package`` and all it depends on."""
+    hide = [f"--no-{what}" for what in ("recommends", "suggests", "conflicts", "breaks", "replaces", "enhances")]
+    said = debian._apt(["apt-cache", "depends", "--recurse", *hide, package], state="trixie")
+    names = {line for line in said.splitlines() if line and not line.startswith((" ", "<"))}
+    return sorted(name for name in names if ":" not in name)
 
 
 def _compile(source: Path) -> Path:
