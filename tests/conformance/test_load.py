@@ -151,7 +151,7 @@ SCHEMA = {
     "backend": str,
     "machine": {"cpu": str, "cpus": int, "kernel": str, "commit": str, "time": str, "versions": {"vhostkit": str}},
     "result": {
-        "workload": {"rw": str, "block_bytes": int, "depth": int, "queues": int, "packed": bool, "poll": bool, "rate": int},
+        "workload": {"rw": str, "block_bytes": int, "depth": int, "queues": int, "packed": bool, "rate": int},
         "seconds": float,
         "requests": int,
         "iops": float,
