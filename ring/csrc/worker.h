@@ -116,6 +116,7 @@ struct ring_source {
 	uint32_t place;			/* in the list of active ones */
 	uint32_t gen;			/* of the kick fd: tells late events of an earlier one */
 	int kick_dup;			/* our own copy, in epoll */
+	uint32_t idle_look;		/* the worker's look at the clock before it was idle */
 	uint64_t idle_since_ns;		/* first poll that found nothing; 0: busy */
 	uint64_t window_ns;		/* how long it is polled from then on */
 	struct ring_gaps gaps[2];

@@ -12,7 +12,8 @@
  *   cannot run while we poll: it is then polled hardly ever). One that found something makes the next one a few times
  *   as long as the gaps seen lately.
  *
- *   The clock is looked at in turns that found nothing, and once per WORKER_BUSY_LOOPS turns otherwise.
+ *   The clock is looked at once per WORKER_IDLE_TURNS turns that found nothing, and once per WORKER_BUSY_LOOPS turns
+ *   otherwise: it takes as long as a request.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -33,6 +34,9 @@ enum {
 	STOP_NS = 1000000000,	/* how long a stop waits for what is in flight: five of these */
 	STOP_TICKS = 5,
 	STOP_LOOK_NS = 10000000,
+
+	IDLE_UNMEASURED = 1,	/* @idle_since_ns: idle, but the clock has not been looked at yet */
+	GAP_SHORT_NS = 100,	/* taken for a gap that ended before it was */
 };
 
 static inline void relax(void)
@@ -86,7 +90,9 @@ static void gap_ended(struct ring_worker *w, struct ring_source *s)
 	uint64_t cap = 4 * window_max(w);
 	int64_t diff;
 
-	if (gap > cap)
+	if (s->idle_since_ns == IDLE_UNMEASURED)
+		gap = GAP_SHORT_NS;
+	else if (gap > cap)
 		gap = cap;
 	diff = (int64_t)gap - (int64_t)g->ewma_ns;
 	if (s->slept) {
@@ -139,6 +145,8 @@ void worker_deactivate(struct ring_worker *w, struct ring_source *s)
 	if (!s->active)
 		return;
 	s->active = false;
+	if (s->idle_since_ns == IDLE_UNMEASURED)
+		s->idle_since_ns = w->now_ns;
 	w->active[s->place] = w->active[--w->nr_active];
 	w->active[s->place]->place = s->place;
 	s->slept = true;
@@ -173,7 +181,6 @@ static uint32_t in_flight(const struct ring_source *s)
 /* A poll found nothing: keep polling, or arm and leave. Returns 1 if the source wants another turn at once. */
 static int settle(struct ring_worker *w, struct ring_source *s)
 {
-	uint32_t busy = in_flight(s);
 	int more;
 
 	if (s->paused || w->stopping_ns) {
@@ -183,13 +190,16 @@ static int settle(struct ring_worker *w, struct ring_source *s)
 	if (w->options.poll_us == RING_POLL_ALWAYS && !s->deadline_ns)
 		return 0;
 	if (!s->idle_since_ns) {
-		w->now_ns = ring_now_ns();
-		s->idle_since_ns = w->now_ns;
-		s->gap_kind = busy ? GAP_DEVICE : GAP_DRIVER;
+		s->idle_since_ns = IDLE_UNMEASURED;
+		s->idle_look = w->looks;
+		s->gap_kind = in_flight(s) ? GAP_DEVICE : GAP_DRIVER;
 		s->window_ns = window_of(w, &s->gaps[s->gap_kind]);
 		s->slept = false;
+	} else if (s->idle_since_ns == IDLE_UNMEASURED && s->idle_look != w->looks) {
+		s->idle_since_ns = w->now_ns;
 	}
-	if (!s->deadline_ns && !s->slept && w->now_ns - s->idle_since_ns < s->window_ns)
+	if (s->window_ns && !s->deadline_ns && !s->slept &&
+	    (s->idle_since_ns == IDLE_UNMEASURED || w->now_ns - s->idle_since_ns < s->window_ns))
 		return 0;
 	if (s->window_ns && !s->slept && !s->deadline_ns)
 		window_missed(s);
@@ -204,7 +214,7 @@ static int settle(struct ring_worker *w, struct ring_source *s)
 		worker_deactivate(w, s);
 		return 0;
 	}
-	if (s->stalled && busy) {	/* it can go on only when something completes: flush_dirty() wakes it */
+	if (s->stalled && in_flight(s)) {	/* it can go on only when something completes: flush_dirty() wakes it */
 		worker_deactivate(w, s);
 		return 0;
 	}
@@ -463,6 +473,7 @@ static void sleep_now(struct ring_worker *w)
 	if (waiting)
 		ring_uring_deaf(&w->uring);
 	w->now_ns = ring_now_ns();
+	w->looks++;
 	w->armed_look_ns = w->now_ns;
 	handle_events(w, events, n);
 	timers(w);
@@ -474,6 +485,7 @@ static void look_around(struct ring_worker *w)
 	struct epoll_event events[WORKER_EVENTS];
 
 	w->now_ns = ring_now_ns();
+	w->looks++;
 	timers(w);
 	if (w->nr_active == w->nr_sources || w->now_ns - w->armed_look_ns < WORKER_ARMED_NS)
 		return;
@@ -533,6 +545,9 @@ int worker_loop(struct ring_worker *w)
 			w->busy_loops = 0;
 			look_around(w);
 		} else if (w->nr_active) {
+			if (++w->idle_turns < WORKER_IDLE_TURNS)
+				continue;
+			w->idle_turns = 0;
 			relax();
 			look_around(w);
 		} else {
