@@ -16,6 +16,7 @@ NOT_OFFERED_BY_BLK = {
     "ACCESS_PLATFORM",  # only with --iommu, tested below
     "MTU", "RARP", "CROSS_ENDIAN", "SHARED_OBJECT",
     "RO",  # only with --read-only, tested below
+    "INBAND_NOTIFICATIONS",  # only with --inband, tested below
 }  # fmt: skip
 
 
@@ -76,3 +77,10 @@ def test_variants(args: list[str], store: str | None, writable: bool, keeps: boo
         assert not report.failed, "\n".join(f"{found.clause}: {found.title}: {found.detail}" for found in report.failed)
         assert report.count(Verdict.PASS) > 60
         assert backend.deaths == 0
+
+
+def test_in_band() -> None:
+    """Offered only on request, since QEMU takes it without being able to."""
+    with peerlib.vhost_blk("--inband") as backend:
+        report = check_backend(backend.connect, "blk", only=lambda check: "in-band notifications work" in check.title)
+        assert [outcome.verdict for outcome in report.outcomes] == [Verdict.PASS], str(report)

@@ -176,6 +176,14 @@ def _enable_early(trial: Trial) -> None:
         peer.ok(F.SET_VRING_ENABLE, VringState(0, value))
 
 
+@MESSAGES("rst VHOST_USER_RESET_OWNER", "does no harm, though nobody should send it any more")
+def _reset_owner(trial: Trial) -> None:
+    with trial.peer().handshake() as peer, suppress(Gone):
+        peer.send(F.RESET_OWNER)
+        peer.ask_u64(F.GET_FEATURES)
+    survives(trial, "RESET_OWNER")
+
+
 # Memory
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import mmap
 import os
 import select
+import socket
 import struct
 import time
 from collections.abc import Callable
 
+from vhost.constants import FLAGS_REPLY, HEADER_SIZE, BackendRequest, HeaderFlag, VirtioFeature
 from vhost.constants import FrontendRequest as F
 from vhost.constants import ProtocolFeature as P
-from vhost.constants import VirtioFeature
 from vhost.frontend.log import DirtyLog
 from vhost.frontend.memory import Memory
 from vhost.messages import Inflight, RingBase, VringFd, VringState
@@ -439,6 +440,36 @@ def _kick_without_fd(trial: Trial) -> None:
     peer.enable(ring)
     trial.request(ring, kick=False)
     ring.wait(timeout=2)
+
+
+@RINGS("rst VHOST_USER_VRING_KICK, VRING_CALL", "in-band notifications work where eventfds cannot")
+def _in_band(trial: Trial) -> None:
+    peer = trial.peer().handshake(inband=True)
+    peer.need(P.INBAND_NOTIFICATIONS)
+    peer.set_features((VirtioFeature.PROTOCOL_FEATURES | VirtioFeature.VERSION_1) & peer.features)
+    peer.share_memory()
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        peer.ok(F.SET_BACKEND_REQ_FD, fds=[theirs.fileno()])
+        ring = peer.ring(0, 64)
+        peer.set_up(ring, call=False)
+        peer.ok(F.SET_VRING_KICK, VringFd(0, False))
+        peer.enable(ring)
+        peer.ok(F.VRING_KICK, VringState(0, 0))
+        for _ in range(3):
+            trial.request(ring, kick=False)
+            peer.ok(F.VRING_KICK, VringState(0, 0))
+            ring.wait()
+            ours.settimeout(5)
+            try:
+                message = ours.recv(HEADER_SIZE + 8)
+            except TimeoutError:
+                raise Failure("no VRING_CALL came on the back-end's channel") from None
+            request, flags, _size, index, _ = struct.unpack("=IIIII", message)
+            if (request, index) != (BackendRequest.VRING_CALL, 0):
+                raise Failure(f"message {request} for ring {index} came instead of VRING_CALL for ring 0")
+            if flags & HeaderFlag.NEED_REPLY:
+                ours.sendall(struct.pack("=IIIQ", request, FLAGS_REPLY, 8, 0))
 
 
 # Dirty log

@@ -357,12 +357,14 @@ class Peer:
         if not self.features & bit:
             raise NotOffered(name or str(VirtioFeature(bit).name))
 
-    def handshake(self, protocol: int = ~0, *, owner: bool = True) -> Self:
-        """GET_FEATURES, protocol features (all offered that this front-end knows how to use), SET_OWNER."""
+    def handshake(self, protocol: int = ~0, *, owner: bool = True, inband: bool = False) -> Self:
+        """GET_FEATURES, protocol features (all offered; in-band notifications only with `inband`), SET_OWNER."""
         self.features = self.ask_u64(F.GET_FEATURES)
         if self.features & VirtioFeature.PROTOCOL_FEATURES and protocol:
             self.protocol = ProtocolFeature(self.ask_u64(F.GET_PROTOCOL_FEATURES))
-            acked = self.protocol & protocol & ~(ProtocolFeature.INBAND_NOTIFICATIONS | ProtocolFeature.XEN_MMAP)
+            acked = self.protocol & protocol & ~ProtocolFeature.XEN_MMAP
+            if not inband:
+                acked &= ~ProtocolFeature.INBAND_NOTIFICATIONS
             self.send(F.SET_PROTOCOL_FEATURES, int(acked))
             self.acked_protocol = ProtocolFeature(acked)
         if owner:

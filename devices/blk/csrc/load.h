@@ -17,7 +17,7 @@ enum {
 	LOAD_QUEUES = 64,
 	LOAD_DEPTH = 1024,	/* requests in flight per queue */
 	LOAD_HIST_SUB = 64,	/* buckets per power of two: values are exact to 1.6 % */
-	LOAD_HIST = 3712,	/* buckets in all: (64 - 6) * 64 */
+	LOAD_HIST = 3776,	/* buckets in all: 59 * 64 */
 
 	LOAD_RUN = 0,		/* what load_run() does: send all the time */
 	LOAD_ONCE = 1,		/* every block of the range once, in order; returns when all came back */
@@ -67,7 +67,7 @@ struct load_stats {
 	uint64_t late;		/* rate-limited: requests sent more than one interval after they were due */
 	uint64_t samples;	/* latencies in the histogram; only of requests sent and returned within the run */
 	uint64_t max_ticks;
-	uint64_t hist[3712];	/* LOAD_HIST */
+	uint64_t hist[3776];	/* LOAD_HIST */
 };
 
 /* NULL without memory or if the configuration makes no sense. */
