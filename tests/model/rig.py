@@ -277,6 +277,7 @@ class Pair:
                 readable = b"".join(self.model.memory.read(gpa, n) for gpa, n in model.readable)
                 assert chain.read(0, chain.out_bytes + 1) == readable
             self.held += zip(chains, models, strict=True)
+            self.lost -= {model.order for model in models}  # numbers of chains that were given back come again
             if bad is not None and not models:
                 assert self.queue.state == ring.QueueState.BROKEN, f"C is content, the model says {bad}"
                 error = self.queue.error

@@ -73,6 +73,8 @@ class Walk:
             pieces = self.memory.pieces(addr, length)
         except Bad as bad:
             wrong |= bad.codes
+            if len(self.readable) + len(self.writable) + len(self.memory.regions) > IOV_MAX:
+                wrong.add(ErrorCode.IOVECS)  # the part that is mapped may be one piece too many already
             if write and self.memory.touches_read_only(addr, length):
                 wrong.add(ErrorCode.PERM)
         else:
