@@ -71,7 +71,9 @@ class Tools:
     @property
     def env(self) -> dict[str, str]:
         """The environment to run them in."""
-        return {**os.environ, "QEMU_MODULE_DIR": str(self.libraries / "qemu")}
+        # a sanitizer preloaded into us is not of their C library
+        kept = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
+        return {**kept, "QEMU_MODULE_DIR": str(self.libraries / "qemu")}
 
 
 def qemu_tools() -> Tools:
