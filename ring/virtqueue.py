@@ -360,7 +360,7 @@ class Virtqueue:
         self._config = config
         self._pinned = pinned
         self._running = True
-        self._staged = False
+        self._staged = self._scheduled = self._missed = False
         self._wake()
 
     def stop(self) -> int:
@@ -622,6 +622,7 @@ class Virtqueue:
 
     def __aiter__(self) -> Virtqueue:
         """Chains as they come, until the queue stops or breaks."""
+        self._token = trio.lowlevel.current_trio_token()
         return self
 
     async def __anext__(self) -> Chain:
@@ -644,8 +645,11 @@ class Virtqueue:
             if self._sleeping and self.ready:
                 self._wake()  # there was no room for its long chain
         elif not self._scheduled and self._token is not None:
-            self._scheduled = True
-            self._token.run_sync_soon(self._flush_scheduled)
+            try:
+                self._token.run_sync_soon(self._flush_scheduled)
+                self._scheduled = True
+            except trio.RunFinishedError:
+                self.flush()
         if not self._live:
             self._tell_drained()
 

@@ -577,3 +577,16 @@ async def test_cancellation_while_waiting_loses_nothing() -> None:
         link.send()
         assert await link.queue.wait()
         assert len(link.queue.pop_batch()) == 1
+
+
+def test_a_queue_may_outlive_the_event_loop() -> None:
+    with Link() as link:
+
+        async def take() -> ring.Chain:
+            return await anext(aiter(link.queue))
+
+        for _ in range(2):
+            link.send()
+            chain = trio.run(take)
+            chain.complete()
+            assert len(link.driver.poll()) == 1
