@@ -99,24 +99,25 @@ class Worker:
         await trio.lowlevel.checkpoint_if_cancelled()
         self._running = True
         result = 0
+        back = trio.Event()
         try:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._stop_when_cancelled)
+                nursery.start_soon(self._stop_when_cancelled, back)
                 task_status.started()
                 # shielded: once asked for, the thread starts, and the stop is its alone
                 with trio.CancelScope(shield=True):
                     result = await trio.to_thread.run_sync(lib.ring_worker_run, ptr, limiter=self._run_limiter)
-                self._running = False
+                back.set()
                 nursery.cancel_scope.cancel()
         finally:
             self._running = False
         check(result, "worker")
 
-    async def _stop_when_cancelled(self) -> None:
+    async def _stop_when_cancelled(self, back: trio.Event) -> None:
         try:
             await trio.sleep_forever()
         finally:
-            if self._running:
+            if not back.is_set():  # else the stop would be the next run's
                 lib.ring_worker_stop(self.ptr)
 
     @property
