@@ -52,7 +52,8 @@ def test_rng(entropy: peerlib.Backend, check: Check) -> None:
     outcome = run_check(check, entropy.connect, "rng")
     assert outcome.verdict in (Verdict.PASS, Verdict.NOT_OFFERED), outcome.detail
     if outcome.verdict is Verdict.NOT_OFFERED:
-        assert outcome.detail in NOT_OFFERED_BY_BLK | {"CONFIG"}
+        # a page that is still on its way would hold up the thread that runs all Python devices
+        assert outcome.detail in NOT_OFFERED_BY_BLK | {"CONFIG", "PAGEFAULT"}
     assert entropy.deaths == 0
 
 
