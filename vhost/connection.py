@@ -187,12 +187,13 @@ class Connection(Link):
         payload: Payload,
         key: object,
         answered: Callable[[Message | None], None] | None,
-    ) -> None:
+    ) -> bool:
         if self._backend is not None:
-            self._backend.post(request, payload, key=key, answered=answered)
-        elif not self._starved:
+            return self._backend.post(request, payload, key=key, answered=answered)
+        if not self._starved:
             self._starved = True
             self._log.warning("%s cannot be sent: the front-end has given no back-end channel", request.name)
+        return False
 
     async def _call(
         self, request: BackendRequest, payload: Payload, needs: ProtocolFeature, fd: int | None = None

@@ -19,6 +19,7 @@ import logging
 import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import trio
@@ -46,8 +47,9 @@ if TYPE_CHECKING:
 __all__ = ["Instance", "Post", "open_instance"]
 
 _Answered = Callable[[Message | None], None]
-Post = Callable[[BackendRequest, Payload, object, _Answered | None], None]
-"""Says something to the front-end without waiting: request, payload, key (as BackendChannel.post), answer to."""
+Post = Callable[[BackendRequest, Payload, object, _Answered | None], bool]
+"""Says something to the front-end without waiting: request, payload, key (as BackendChannel.post), answer to; whether
+it will be said."""
 
 T = TypeVar("T")
 
@@ -95,6 +97,7 @@ class Instance:
         self._relays: dict[tuple[int, BackendRequest], trio.CancelScope] = {}
         self._unburied = trio.Event()
         self._retry_due = False
+        self._asked: set[tuple[int, int]] = set()  # misses told, neither answered nor made good by an update
         self._touched = False
 
     # What queues ask
@@ -202,12 +205,21 @@ class Instance:
             )
 
     def ask_for_misses(self) -> None:
-        """Pass IOTLB misses on to the front-end."""
-        for miss in self.iotlb.misses():
-            message = Iotlb(miss.iova, 0, 0, int(miss.perm), IotlbType.MISS)
-            self.post(BackendRequest.IOTLB_MSG, message, ("miss", miss.iova, miss.perm), self._miss_answered)
+        """Pass IOTLB misses on to the front-end, each once until it is answered.
 
-    def _miss_answered(self, answer: Message | None) -> None:
+        A request that lacks several pages is tried again, and misses again, at every update. Were each told again, the
+        front-end would come to look for pages that the guest has long taken back, which its IOMMU reports as faults.
+        """
+        for miss in self.iotlb.misses():
+            asked = (miss.iova, int(miss.perm))
+            if asked in self._asked:
+                continue
+            message = Iotlb(miss.iova, 0, 0, int(miss.perm), IotlbType.MISS)
+            if self.post(BackendRequest.IOTLB_MSG, message, None, partial(self._miss_answered, asked)):
+                self._asked.add(asked)
+
+    def _miss_answered(self, asked: tuple[int, int], answer: Message | None) -> None:
+        self._asked.discard(asked)
         if answer is None:
             return
         answer.close()
@@ -290,6 +302,8 @@ class Instance:
             case actions.IotlbUpdate(iova=iova, size=size, uaddr=uaddr, perm=perm):
                 self.iotlb.update(iova, size, uaddr, perm)
                 self._iovas.update(iova, size or U64, uaddr)
+                # not only the answer does it, which QEMU sends later: the page may be gone and asked for again by then
+                self._asked = {asked for asked in self._asked if not 0 <= asked[0] - iova < (size or U64)}
                 await self.look_again()
             case actions.IotlbInvalidate(iova=iova, size=size):
                 await self._invalidate(iova, size)
@@ -428,6 +442,7 @@ class Instance:
         """As kernel vhost does whenever a driver begins anew; no ring runs."""
         self.iotlb.clear()
         self._iovas.clear()
+        self._asked.clear()
 
     async def _invalidate(self, iova: int, size: int) -> None:
         """Forget translations; returns when no access by them is under way."""
@@ -627,8 +642,9 @@ def _nobody(
     _payload: Payload = None,
     _key: object = None,
     _answered: Callable[[Message | None], None] | None = None,
-) -> None:
+) -> bool:
     """There is no back-end channel."""
+    return False
 
 
 async def _no_channel(_fd: OwnedFd) -> None:
