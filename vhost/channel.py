@@ -138,7 +138,7 @@ def take_fds(ancillary: Iterable[tuple[int, int, bytes]], flags: int) -> Fds:
     return fds
 
 
-def _ancillary(fds: Fds) -> list[tuple[int, int, array.array[int]]]:
+def _ancillary(fds: Fds) -> "list[tuple[int, int, array.array[int]]]":
     if not len(fds):
         return []
     return [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds.filenos()))]
