@@ -5,6 +5,7 @@ A front-end that breaks the protocol, or a device that fails, ends this connecti
 
 from __future__ import annotations
 
+import select
 import socket
 import struct
 from collections.abc import Callable
@@ -15,6 +16,7 @@ import trio
 
 import ring
 from vhost._session_state import DeviceDescription, Options
+from vhost.actions import Action
 from vhost.backend_channel import BackendChannel
 from vhost.channel import Channel
 from vhost.constants import BackendRequest, DeviceStatus, ProtocolFeature, ShmemFlag
@@ -33,6 +35,9 @@ __all__ = ["Connection", "describe", "peer_pid"]
 
 _FAULTS: Final = (DeviceError, ProtocolError, ring.RingError, OSError, ValueError)
 """What an action may fail with; everything else is a bug."""
+
+HANGUP_SECONDS: Final = 0.25
+"""How often a front-end in postcopy is looked after while a page is waited for."""
 
 
 def describe(device: Device) -> DeviceDescription:
@@ -153,11 +158,38 @@ class Connection(Link):
             error: Exception | None = None
             try:
                 for action in step.actions:
-                    result = await instance.perform(action)
+                    if instance.postcopy:
+                        result = await self._perform_in_postcopy(instance, action)
+                    else:
+                        result = await instance.perform(action)
             except _FAULTS as failure:
                 # The session logs what it refuses, or closes the connection with this for its reason.
                 error = DeviceError(f"{failure}{_advice(failure)}")
             return step.finish(result, error)
+
+    async def _perform_in_postcopy(self, instance: Instance, action: Action) -> object:
+        """As `Instance.perform`, which may wait for a page: if the front-end goes meanwhile, nobody brings it."""
+        result: object = None
+        failure: Exception | None = None
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._watch_hangup, instance)
+            try:
+                result = await instance.perform(action)
+            except _FAULTS as error:
+                failure = error
+            nursery.cancel_scope.cancel()
+        if failure is not None:
+            raise failure
+        return result
+
+    async def _watch_hangup(self, instance: Instance) -> None:
+        poll = select.poll()
+        poll.register(self._channel.socket.fileno(), select.POLLRDHUP)
+        while True:
+            await trio.sleep(HANGUP_SECONDS)
+            if poll.poll(0):
+                instance.end_postcopy()
+                return
 
     def _needs_reset(self) -> None:
         """For a front-end that asks for the status byte [VIRTIO 1.3, 2.1.2]."""

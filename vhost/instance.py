@@ -142,12 +142,21 @@ class Instance:
                 os.eventfd_read(ours.fileno())
                 self.post(request, VringState(index, 0), (request, index), None)
 
+    @property
+    def postcopy(self) -> bool:
+        """Pages of guest memory may still be on another host: touching one may take as long as its VMM likes."""
+        return self._postcopy.listening
+
+    def end_postcopy(self) -> None:
+        """Nobody brings pages any more: whoever waits for one goes on, with zeros."""
+        self._postcopy.end()
+
     async def touching(self, function: Callable[[], T]) -> T:
         """Call what touches guest memory: on a thread of its own while pages are on their way from another host.
 
         Cancellation: ends postcopy, so that whoever waits for a page goes on (with zeros; nobody will look).
         """
-        if not self._postcopy.listening:
+        if not self.postcopy:
             return function()
         self._touched = False
         async with trio.open_nursery() as nursery:

@@ -84,18 +84,29 @@ class WorkerPool:
         self._policy = policy
         self._workers: list[Worker | None] = [None] * self._options.count
         self._load = [0] * self._options.count
-        self.broken: str | None = None
+        self._alone: list[Worker] = []
 
     @property
     def workers(self) -> list[Worker]:
         """Workers that run."""
-        return [worker for worker in self._workers if worker is not None]
+        return [worker for worker in self._workers if worker is not None] + self._alone
 
-    async def take(self, device: "Device", index: int) -> Worker:
+    async def take(self, device: "Device", index: int, *, alone: bool = False) -> Worker:
         """A running worker for one more queue; give it back by `release`.
+
+        Args:
+            alone: a worker of its own, beyond the pool's: this queue may be held up for long.
 
         Raises: OSError: its thread or io_uring could not be set up.
         """
+        if alone:
+            worker = self._make(index)
+            await self._nursery.start(worker.run)
+            self._alone.append(worker)
+            return worker
+        return await self._take_shared(device, index)
+
+    async def _take_shared(self, device: "Device", index: int) -> Worker:
         number = self._policy(Placement(device, index, tuple(self._load)))
         if not 0 <= number < len(self._load):
             raise ValueError(f"the placement policy chose worker {number} of {len(self._load)}")
@@ -124,4 +135,8 @@ class WorkerPool:
 
     def release(self, worker: Worker) -> None:
         """The queue has been removed from `worker`."""
+        if worker in self._alone:
+            self._alone.remove(worker)
+            worker.stop()
+            return
         self._load[self._workers.index(worker)] -= 1

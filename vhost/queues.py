@@ -271,7 +271,8 @@ class Queue:
 
     async def _start_native(self, vq: ring.Virtqueue) -> None:
         device, pool = self.instance.device, self.instance.pool
-        worker = await pool.take(device, self.index)
+        # A worker that waits for a page must not hold up other guests.
+        worker = await pool.take(device, self.index, alone=self.instance.postcopy)
         source = None
         try:
             async with worker.aparked():

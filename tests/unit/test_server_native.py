@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import mmap
+import os
+import socket
 import struct
 from typing import Any
 
@@ -12,10 +15,11 @@ from serverlib import serving
 import ring
 import vhost
 from devices.blk._blk import ffi, lib
+from ring._ring import lib as rings
 from vhost import Frontend, Options, WorkerOptions
 from vhost.constants import FrontendRequest as F
-from vhost.constants import ProtocolFeature
-from vhost.messages import VringState
+from vhost.constants import ProtocolFeature, VirtioFeature
+from vhost.messages import MemTable, VringState
 
 SIZE = 1 << 20
 both_layouts = pytest.mark.parametrize("packed", [False, True], ids=["split", "packed"])
@@ -275,3 +279,54 @@ async def test_stopping_without_draining_leaves_requests_in_the_record(disk: Dis
             await fe.start_queues({0: base})
         assert disk.seen == 2, "replayed"
         region.close()
+
+
+async def test_pages_that_never_come_hold_up_nobody_else(disk: Disk) -> None:
+    """Postcopy, and the front-end brings no page: another guest is served, and when it goes all is well again."""
+    if (probe := rings.ring_uffd_open()) < 0:
+        pytest.skip("this machine does not allow userfaultfd")
+    os.close(probe)
+    protocol = ~(ProtocolFeature.CONFIGURE_MEM_SLOTS | ProtocolFeature.LOG_SHMFD)
+    other = Disk()
+    async with serving(disk, workers=WorkerOptions(count=1)) as (path, server):
+        await server.listen(other, path + "2")
+        async with (
+            Frontend.connect(path + "2") as good,
+            Frontend.connect(path, protocol=protocol, memory_size=1 << 20) as fe,
+        ):
+            await good.start()
+            await fe.negotiate(VirtioFeature.VERSION_1)
+            advise = await fe.ask(F.POSTCOPY_ADVISE)
+            with advise.fds.pop():
+                assert await fe.ask_u64(F.POSTCOPY_LISTEN) == 0
+                table = MemTable(fe.memory.messages())
+                answer = await fe.link.call(F.SET_MEM_TABLE, table, fds=fe.memory.filenos(), answer=True)
+                answer.close()
+                await fe.link.acked(F.SET_MEM_TABLE, MemTable(()), wait=False)
+                queue = fe.make_queue(0, 16, native=False)
+                await fe.start_queues()
+                header, data = fe.memory.alloc(4096, 4096), fe.memory.alloc(4096, 4096)
+                region = fe.memory.regions[0]
+                region.map.madvise(mmap.MADV_REMOVE, header - region.gpa, 4096)
+                queue.ring.add([(header, 16)], [(data, 512), (data + 512, 1)], 1)
+                queue.ring.publish()
+                queue.kick()
+                await trio.sleep(0.1)
+                async with trio.open_nursery() as nursery:
+
+                    async def stop() -> None:
+                        with pytest.raises(vhost.VhostError):
+                            await fe.stop_queue(queue)
+
+                    nursery.start_soon(stop)
+                    for number in range(50):
+                        await request(good, 0, number)
+                    fe.link.socket.shutdown(socket.SHUT_RDWR)
+        with trio.fail_after(5):
+            while server.status()["disk"]["connected"]:
+                await trio.sleep(0.01)
+        async with Frontend.connect(path) as fe:
+            await fe.start()
+            await request(fe)
+        assert len(server.pool.workers) == 1
+    other.close()
