@@ -104,20 +104,21 @@ def draw(series: Sequence[Series], axis: str, title: str, out: Path) -> None:
         colour = f"C{number % 10}"
         thousands = [value / 1e3 for value in line.iops]
         left.plot(line.x, thousands, marker="o", color=colour, label=line.name)
-        right.plot(thousands, line.p50_us, marker="o", color=colour, label=f"{line.name}: p50")
-        right.plot(thousands, line.p99_us, marker=".", linestyle="--", color=colour, label="p99")
+        right.plot(thousands, line.p50_us, marker="o", color=colour)
+        right.plot(thousands, line.p99_us, marker=".", linestyle="--", color=colour)
     left.set_xlabel(AXES.get(axis, axis))
     left.set_ylabel("thousand requests/s")
     right.set_xlabel("thousand requests/s")
-    right.set_ylabel("latency, µs")
+    right.set_ylabel("latency, µs: p50 solid, p99 dashed")
     right.set_yscale("log")
     if _spans(line.x for line in series):
         left.set_xscale("log", base=2)
+        places = sorted({place for line in series for place in line.x})
+        left.set_xticks(places, [f"{place:,g}" for place in places])
     for axes in (left, right):
         axes.grid(visible=True, alpha=0.3)
     left.set_ylim(bottom=0)
     left.legend(fontsize="small")
-    right.legend(fontsize="small")
     figure.suptitle(title)
     try:
         figure.savefig(out)
