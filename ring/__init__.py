@@ -7,11 +7,12 @@ VMM may embed it alone.
 
 from __future__ import annotations
 
+from ring.chain import Chain, ChainPtr
 from ring.driver import Driver, DriverLayout, DriverPtr, Used
 from ring.errors import Error, ErrorCode, RingError, RingFull, strerror
 from ring.iotlb import Iotlb, IotlbMiss, IotlbPtr, Perm
 from ring.memory import AddressKind, GuestMemory, MemPtr, Region
-from ring.virtqueue import Chain, ChainPtr, QueueConfig, QueueState, QueueStats, Virtqueue, VqPtr, inflight_bytes
+from ring.virtqueue import QueueConfig, QueueState, QueueStats, Virtqueue, VqPtr, inflight_bytes
 from ring.worker import SourcePtr, Worker, WorkerPtr, WorkerStats
 
 __all__ = [
