@@ -19,7 +19,6 @@ import logging
 import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import trio
@@ -28,15 +27,15 @@ import ring
 from vhost import actions
 from vhost._log import Fields, RateLimit
 from vhost._shelter import sheltered_nursery
-from vhost.constants import BackendRequest, IotlbType, ProtocolFeature
+from vhost.constants import BackendRequest, ProtocolFeature
 from vhost.errors import DeviceError
 from vhost.fds import OwnedFd
 from vhost.inflight import InflightRegion, create
-from vhost.iommu import U64, IovaMap
-from vhost.messages import Iotlb, MemRegion, Message, Payload, VringState
+from vhost.messages import MemRegion, Message, Payload, VringState
 from vhost.migration import LOG_KICK_SECONDS, LogKicker, StateTransfer
 from vhost.postcopy import Postcopy
 from vhost.queues import Queue, RunState, parked
+from vhost.translations import Translations
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable
@@ -52,9 +51,6 @@ Post = Callable[[BackendRequest, Payload, object, _Answered | None], bool]
 it will be said."""
 
 T = TypeVar("T")
-
-MISS_RETRY_SECONDS: Final = 0.1
-"""When to ask again after the front-end had no translation: guests map late at times."""
 
 STILL_WAITING_SECONDS: Final = 10.0
 """How often a store that does not finish is complained about."""
@@ -72,7 +68,7 @@ class Instance:
         self.nursery = nursery
         self.log = log
         self.memory = ring.GuestMemory()
-        self.iotlb = ring.Iotlb()
+        self.translations = Translations(self)
         self.inflight: InflightRegion | None = None
         self.features = 0
         self.protocol = ProtocolFeature(0)
@@ -84,9 +80,8 @@ class Instance:
         self.hang_up: Callable[[], None] = _nothing
         self.needs_reset: Callable[[], None] = _nothing
         self._fault_told = False
-        self._limit = limit
+        self.limit = limit
         self._news_event = trio.Event()
-        self._iovas = IovaMap()
         self._postcopy = Postcopy(self.memory)
         self._transfer = StateTransfer(device, nursery)
         self._log_kicker: LogKicker | None = None
@@ -96,8 +91,6 @@ class Instance:
         self._buried_at: list[ring.Worker] = []
         self._relays: dict[tuple[int, BackendRequest], trio.CancelScope] = {}
         self._unburied = trio.Event()
-        self._retry_due = False
-        self._asked: set[tuple[int, int]] = set()  # misses told, neither answered nor made good by an update
         self._touched = False
 
     # What queues ask
@@ -188,7 +181,7 @@ class Instance:
             event.set()
             for queue in self.queues:
                 self._report(queue)
-            self.ask_for_misses()
+            self.translations.ask()
             if self.memory.faulted and not self._fault_told:
                 self._fault_told = True
                 self.log.error("the front-end truncated a memory file that it shares; its guest cannot go on")
@@ -201,9 +194,9 @@ class Instance:
         queue.reported = True
         self.needs_reset()
         code, detail = error
-        if self._limit():
-            skipped = f" ({self._limit.suppressed} such lines before were left out)" if self._limit.suppressed else ""
-            self._limit.suppressed = 0
+        if self.limit():
+            skipped = f" ({self.limit.suppressed} such lines before were left out)" if self.limit.suppressed else ""
+            self.limit.suppressed = 0
             self.log.warning(
                 "the guest broke queue %d: %s (%#x); it is parked until the guest resets the device%s",
                 queue.index,
@@ -212,37 +205,6 @@ class Instance:
                 skipped,
                 extra={"queue": queue.index, "code": int(code)},
             )
-
-    def ask_for_misses(self) -> None:
-        """Pass IOTLB misses on to the front-end, each once until it is answered.
-
-        A request that lacks several pages is tried again, and misses again, at every update. Were each told again, the
-        front-end would come to look for pages that the guest has long taken back, which its IOMMU reports as faults.
-        """
-        for miss in self.iotlb.misses():
-            asked = (miss.iova, int(miss.perm))
-            if asked in self._asked:
-                continue
-            message = Iotlb(miss.iova, 0, 0, int(miss.perm), IotlbType.MISS)
-            if self.post(BackendRequest.IOTLB_MSG, message, None, partial(self._miss_answered, asked)):
-                self._asked.add(asked)
-
-    def _miss_answered(self, asked: tuple[int, int], answer: Message | None) -> None:
-        self._asked.discard(asked)
-        if answer is None:
-            return
-        answer.close()
-        if answer.payload == 0 or self._retry_due:
-            return
-        if self._limit():
-            self.log.warning("the guest uses an address its IOMMU does not map; its requests wait")
-        self._retry_due = True
-        self.nursery.start_soon(self._retry_misses)
-
-    async def _retry_misses(self) -> None:
-        await trio.sleep(MISS_RETRY_SECONDS)
-        self._retry_due = False
-        await self.look_again()
 
     async def look_again(self) -> None:
         """Rings and requests that wait for IOTLB entries try again."""
@@ -266,14 +228,14 @@ class Instance:
         match action:
             case actions.SetFeatures(features=features):
                 self.features = features
-                self._forget_translations()
+                self.translations.forget()
                 self.device.features_acked(features)
             case actions.SetProtocolFeatures(features=features):
                 self.protocol = ProtocolFeature(features)
             case actions.SetStatus(status=status):
                 self.device.set_status(status)
             case actions.ResetDevice():
-                self._forget_translations()
+                self.translations.forget()
                 self.device.reset()
                 self._drop_inflight()
             case actions.GetConfig(offset=offset, size=size):
@@ -309,13 +271,9 @@ class Instance:
             case actions.SetLogging(enabled=enabled):
                 await self._set_logging(enabled)
             case actions.IotlbUpdate(iova=iova, size=size, uaddr=uaddr, perm=perm):
-                self.iotlb.update(iova, size, uaddr, perm)
-                self._iovas.update(iova, size or U64, uaddr)
-                # not only the answer does it, which QEMU sends later: the page may be gone and asked for again by then
-                self._asked = {asked for asked in self._asked if not 0 <= asked[0] - iova < (size or U64)}
-                await self.look_again()
+                await self.translations.update(iova, size, uaddr, perm)
             case actions.IotlbInvalidate(iova=iova, size=size):
-                await self._invalidate(iova, size)
+                await self.translations.invalidate(iova, size)
             case actions.PostcopyAdvise():
                 return self._postcopy.advise()
             case actions.PostcopyListen():
@@ -444,54 +402,6 @@ class Instance:
             if self.logging and done != seen and self._log_kicker is not None:
                 self._log_kicker.kick()
             seen = done
-
-    # IOMMU
-
-    def _forget_translations(self) -> None:
-        """As kernel vhost does whenever a driver begins anew; no ring runs."""
-        self.iotlb.clear()
-        self._iovas.clear()
-        self._asked.clear()
-
-    async def _invalidate(self, iova: int, size: int) -> None:
-        """Forget translations; returns when no access by them is under way."""
-        length = size or U64
-        async with self.all_parked():
-            pieces = self._iovas.find(iova, length)
-            self.iotlb.invalidate(iova, size)
-            self._iovas.invalidate(iova, length)
-            uses_iova = [queue for queue in self.running if _by_iova(queue)]
-            lost = [queue for queue in uses_iova if _touches(queue.ring_ranges(), iova, length)]
-            used = [queue for queue in uses_iova if queue not in lost and self._overlaps(queue, pieces)]
-        async with trio.open_nursery() as nursery:
-            for queue in lost:
-                nursery.start_soon(queue.suspend)
-            for queue in used:
-                nursery.start_soon(self._wait_for_pieces, queue, pieces)
-        if lost:
-            await self.look_again()
-
-    def _overlaps(self, queue: Queue, pieces: list[Any]) -> bool:
-        if queue.vq is None or not queue.in_flight:
-            return False
-        for piece in pieces:
-            try:
-                found = self.memory.translate(piece.uaddr, piece.size, ring.AddressKind.UADDR)
-            except ring.RingError:
-                continue  # never mapped by us, so nothing reaches it
-            if any(queue.vq.overlaps(address, size) for address, size in found):
-                return True
-        return False
-
-    async def _wait_for_pieces(self, queue: Queue, pieces: list[Any]) -> None:
-        """Until no request of `queue` uses `pieces`; what uses none of them goes on."""
-        delay = 0.0005
-        while True:
-            await trio.sleep(delay)
-            async with self.all_parked():
-                if not self._overlaps(queue, pieces):
-                    return
-            delay = min(delay * 2, 0.02)
 
     # Inflight region
 
@@ -663,11 +573,3 @@ async def _no_channel(_fd: OwnedFd) -> None:
 def _is_read_only(fd: int) -> bool:
     """The descriptor allows no writing: read-only guest memory (ROM)."""
     return fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY
-
-
-def _by_iova(queue: Queue) -> bool:
-    return queue.config is not None and queue.config.addr_kind is actions.AddressKind.IOVA
-
-
-def _touches(ranges: list[tuple[int, int]], start: int, size: int) -> bool:
-    return any(address < start + size and start < address + length for address, length in ranges)

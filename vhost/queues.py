@@ -232,7 +232,7 @@ class Queue:
         except ring.RingError as error:
             vq.close()
             if error.code == ring.ErrorCode.MISS:
-                self.instance.ask_for_misses()
+                self.instance.translations.ask()
                 return
             raise
         try:
@@ -262,7 +262,7 @@ class Queue:
             addr_kind=_KINDS[config.addr_kind],
             log=self.log_addr is not None and self.instance.logging,
             log_addr=self.log_addr or 0,
-            iotlb=self.instance.iotlb if config.features & VirtioFeature.ACCESS_PLATFORM else None,
+            iotlb=self.instance.translations.iotlb if config.features & VirtioFeature.ACCESS_PLATFORM else None,
             inflight=inflight.part(self.index) if inflight is not None else None,
             call_fd=_fileno(self._call),
             err_fd=_fileno(self._err),
