@@ -35,7 +35,7 @@ lint: ## ruff
 types: ## mypy --strict
 	@tools/setup build
 	@.venv/bin/mypy
-	@MYPYPATH=tests .venv/bin/mypy --strict --explicit-package-bases -p guestlib
+	@MYPYPATH=tests .venv/bin/mypy --strict --explicit-package-bases -p guestlib -p bench
 
 check: lint types ## lint and types
 

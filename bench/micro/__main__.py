@@ -33,25 +33,27 @@ def table_of(counts: dict[Cell, float], times: dict[tuple[str, str, int], float]
     return table
 
 
-def judge(console: Console, counts: dict[str, float], found_compiler: str) -> int:
+def refusal(found_compiler: str) -> str | None:
+    """Why counts of this compiler cannot be judged, or None."""
+    kept = ratchet.load()
+    if kept.compiler == found_compiler:
+        return None
+    return (
+        f"the counts kept are of {kept.compiler}, this is {found_compiler}; other compilers make other code. "
+        "`--update` on a commit known to be good keeps counts of this one."
+    )
+
+
+def judge(console: Console, counts: dict[str, float]) -> int:
     """Compare with what is kept; the exit status."""
     kept = ratchet.load()
-    if kept.compiler != found_compiler:
-        console.print(
-            f"not judged: the counts kept are of {kept.compiler}, this is {found_compiler}; "
-            "other compilers make other code. `--update` on a commit known to be good keeps counts of this one.",
-            soft_wrap=True,
-        )
-        return SKIPPED
     found = ratchet.problems(kept, counts)
     for line in found:
         console.print(line, style="red", soft_wrap=True)
     for line in ratchet.slack(kept, counts):
         console.print(f"{line}: `--update` keeps it", style="green", soft_wrap=True)
     if found:
-        console.print(
-            f"Meant so? `python -m bench.micro --update`, and say why in the commit that changes {ratchet.FILE.name}."
-        )
+        console.print("Meant so? `python -m bench.micro --update`, and the commit that changes ratchet.json says why.")
         return 1
     console.print(f"{len(counts)} counts within {ratchet.GROWTH:.0%} of {ratchet.FILE.name}")
     return 0
@@ -77,10 +79,12 @@ def main(
     if no_count and (check or update):
         raise click.UsageError("the ratchet is about counts; leave --no-count out")
     try:
+        found_compiler = compiler()
+        if check and not update and (why := refusal(found_compiler)):
+            raise CannotMeasure(why)
         build(out)
         counts = {} if no_count else instructions(out)
         times = {} if check or update else nanoseconds(out, seconds, two=two)
-        found_compiler = compiler()
     except CannotMeasure as error:
         if check and not update:
             console.print(f"not judged: {error}", soft_wrap=True)
@@ -93,7 +97,7 @@ def main(
         ratchet.save(found_compiler, by_key)
         console.print(f"{len(by_key)} counts kept in {ratchet.FILE.name}")
     elif check:
-        sys.exit(judge(console, by_key, found_compiler))
+        sys.exit(judge(console, by_key))
     else:
         console.print(table_of(counts, times))
     if json_path is not None:
