@@ -195,6 +195,7 @@ class ValidDriver(RuleBasedStateMachine):
                 self.pair.queue.kicks_off()
                 self.armed = False
 
+    @precondition(lambda self: self.pair.unpoppable())
     @rule(share=st.sampled_from([0.4, 1.0, 1.0]))
     def unpop(self, share: float) -> None:
         self.pair.unpop(int(self.pair.unpoppable() * share))
