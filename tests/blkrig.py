@@ -141,12 +141,15 @@ class Queue:
 class Rig:
     """Guest memory, a worker, a disk and its queues."""
 
-    def __init__(self, disk: Blk, features: int, size: int, worker: ring.Worker) -> None:
+    def __init__(self, disk: Blk, features: int, size: int, worker: ring.Worker, guest_file: str | None = None) -> None:
         self.disk = disk
         self.worker = worker
         self.features = features
         self.size = size
-        fd = os.memfd_create("guest", os.MFD_CLOEXEC)
+        if guest_file:
+            fd = os.open(guest_file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC)
+        else:
+            fd = os.memfd_create("guest", os.MFD_CLOEXEC)
         os.ftruncate(fd, MEMORY)
         self.map = mmap.mmap(fd, MEMORY)
         self.memory = ring.GuestMemory()
@@ -186,13 +189,17 @@ async def rig(
     ring_features: int = INDIRECT | VERSION_1,
     size: int = 64,
     queues: int = 1,
+    guest_file: str | None = None,
     **how: Any,
 ) -> AsyncIterator[Rig]:
-    """A running ``disk`` of whose features ``features`` are acked; ``how`` goes to the worker."""
+    """A running ``disk`` of whose features ``features`` are acked.
+
+    ``guest_file`` is where guest memory lives, not a memfd; ``how`` goes to the worker.
+    """
     worker = ring.Worker(**how)
     acked = disk.features & features
     disk.features_acked(acked | ring_features)
-    here = Rig(disk, acked | ring_features, size, worker)
+    here = Rig(disk, acked | ring_features, size, worker, guest_file)
     try:
         async with trio.open_nursery() as nursery:
             for _ in range(queues):

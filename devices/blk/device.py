@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar
+
+import trio
 
 import ring
 from devices.blk._blk import ffi, lib
@@ -23,6 +26,8 @@ log = logging.getLogger(__name__)
 MAX_SEGMENT_SECTORS = 1 << 22
 #: data segments of a request: a kernel's usual maximum, far below the longest chain that rings take
 SEG_MAX = 254
+
+_WATCH_SECONDS = 2.0
 
 _no_uring_told = False
 
@@ -87,6 +92,8 @@ class Blk(Device):
         blk_size: logical block size, a power of two from 512 to 65536; None: the store's, or 512.
         size_max: largest size of one buffer segment the driver may use, bytes; 0: not limited.
         writeback: False: the cache starts in write-through mode.
+        register_buffers: register guest memory with io_uring, for requests on files; that pins it, piece by piece as
+            it is used, so the guest must not give memory back while it runs (balloon, virtio-mem).
         limits: what it may do per second.
 
     Raises:
@@ -110,6 +117,7 @@ class Blk(Device):
         blk_size: int | None = None,
         size_max: int = 0,
         writeback: bool = True,
+        register_buffers: bool = False,
         limits: Limits | None = None,
     ) -> None:
         if not 1 <= num_queues <= 256:
@@ -128,6 +136,7 @@ class Blk(Device):
         self._size = _capacity(store, self.blk_size)
         self._default_writeback = writeback
         self._writeback = writeback
+        self.register_buffers = register_buffers
         self._acked = 0
         self._queues: set[_Queue] = set()
         self._past = BlkStats()
@@ -143,6 +152,7 @@ class Blk(Device):
         config.max_discard_sectors = config.max_zero_sectors = MAX_SEGMENT_SECTORS
         config.max_erase_sectors = MAX_SEGMENT_SECTORS if erase else 0
         config.max_segments = lib.BLK_SEGMENTS_MAX
+        config.register_buffers = self.register_buffers
         config.id = serial.encode().ljust(lib.BLK_ID_BYTES, b"\0")
         ptr = lib.blk_new(self.store.ptr, config, self._size)
         if ptr == ffi.NULL:
@@ -257,7 +267,23 @@ class Blk(Device):
 
     async def background(self) -> None:
         """As `vhost.Device.background`."""
-        await self.store.watch()
+        if not self.register_buffers:
+            await self.store.watch()
+            return
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self.store.watch)
+            nursery.start_soon(self._watch_buffers)
+
+    async def _watch_buffers(self) -> None:
+        """Say so if guest memory cannot be registered. Workers cannot: they never run Python."""
+        while not (error := self.stats.fixed_error):  # noqa: ASYNC110 - a worker sets it, no event of trio's can
+            await trio.sleep(_WATCH_SECONDS)
+        log.warning(
+            "guest memory could not be registered with io_uring (%s): %s goes on without; raise the limit of locked "
+            "memory (ulimit -l, LimitMEMLOCK= of systemd), or leave register-buffers out",
+            os.strerror(error),
+            self.store.description,
+        )
 
     def _forget(self, queue: _Queue, stats: BlkStats) -> None:
         self._queues.discard(queue)

@@ -28,6 +28,7 @@ OPTIONS = (
     Option("queue-size", "int", "largest queue the front-end may ask for", 1024, minimum=2, maximum=32768),
     Option("serial", "text", "serial number the guest reads, up to 20 characters", "", metavar="TEXT"),
     Option("blk-size", "size", "logical block size, bytes; default: the store's", metavar="BYTES"),
+    Option("register-buffers", "flag", "register guest memory with io_uring, which pins it: not with balloons", False),
     Option("size-max", "size", "largest segment of a request, bytes; 0: any", 0, metavar="BYTES"),
     Option("cache", "choice", "the write cache a guest finds", "writeback", choices=("writeback", "writethrough")),
     Option("iops", "rate", "requests per second; 0: no limit", 0, metavar="RATE"),
@@ -70,6 +71,7 @@ async def open_blk(values: Mapping[str, Any]) -> AsyncIterator[Device]:
                 blk_size=values["blk_size"],
                 size_max=values["size_max"],
                 writeback=values["cache"] == "writeback",
+                register_buffers=values["register_buffers"],
                 limits=Limits(
                     iops=values["iops"],
                     read_iops=values["read_iops"],

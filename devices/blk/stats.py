@@ -35,6 +35,8 @@ class BlkStats:
         throttled: times a queue waited because of a limit.
         bounced: requests that went through a buffer of ours (O_DIRECT).
         waits: requests that waited for such a buffer or for io_uring.
+        fixed: reads and writes with registered buffers.
+        fixed_error: errno of the system's refusal to register one; 0: none.
     """
 
     requests: list[int] = field(default_factory=lambda: _zeros(len(OPS)))
@@ -45,6 +47,8 @@ class BlkStats:
     throttled: int = 0
     bounced: int = 0
     waits: int = 0
+    fixed: int = 0
+    fixed_error: int = 0
 
     def add_queue(self, source: Any) -> None:
         """Add what the queue ``source`` (``struct ring_source *``) has counted."""
@@ -62,6 +66,8 @@ class BlkStats:
         self.throttled += out.throttled
         self.bounced += out.bounced
         self.waits += out.waits
+        self.fixed += out.fixed
+        self.fixed_error = self.fixed_error or out.fixed_error
 
     def add(self, other: BlkStats) -> None:
         """Add ``other``."""
@@ -77,6 +83,8 @@ class BlkStats:
         self.throttled += other.throttled
         self.bounced += other.bounced
         self.waits += other.waits
+        self.fixed += other.fixed
+        self.fixed_error = self.fixed_error or other.fixed_error
 
     def buckets(self) -> list[tuple[float, int]]:
         """Upper bounds in seconds and cumulative counts; the last bound is infinite."""
@@ -111,6 +119,7 @@ class BlkStats:
             "throttled": self.throttled,
             "bounced": self.bounced,
             "waits": self.waits,
+            "fixed": self.fixed,
         }
 
     def metrics(self) -> Iterator[Metric]:

@@ -122,6 +122,8 @@ static void sort_by(uint32_t *order, uint32_t nr, const struct ring_region *regi
 	}
 }
 
+static _Atomic uint64_t tables_made;
+
 /* Build the unused table from the slots and put it in use. */
 static void publish(struct ring_mem *mem)
 {
@@ -152,6 +154,7 @@ static void publish(struct ring_mem *mem)
 			first++;
 		tab->granule[g] = (uint16_t)first;
 	}
+	tab->gen = atomic_fetch_add(&tables_made, 1) + 1;
 	p->current ^= 1;
 	mem->tab = tab;
 }

@@ -194,6 +194,7 @@ struct ring_memtab {
 	uint32_t *by_uaddr;		/* nr indexes into by_gpa, ordered by uaddr */
 	uint32_t *by_hva;		/* nr indexes into by_gpa, ordered by hva: for the dirty log */
 	uint16_t granule[RING_GRANULES];	/* first index with gpa + len > g << shift; nr if none */
+	uint64_t gen;			/* no two tables of a process have the same, but empty ones: 0 */
 };
 
 struct ring_log {

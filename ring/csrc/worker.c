@@ -25,6 +25,7 @@ static const struct ring_worker_api api = {
 	.sqe = ring_worker_sqe,
 	.uring = ring_worker_uring,
 	.file = ring_worker_file,
+	.buffer = ring_worker_buffer,
 };
 
 uint64_t ring_now_ns(void)
@@ -131,7 +132,7 @@ void worker_rest(struct ring_worker *w)
 	while (w->parks) {
 		w->at_rest = true;
 		if (w->drop) {
-			ring_uring_drop_files(&w->uring, w->drop);
+			ring_uring_drop(&w->uring, w->drop);
 			w->drop = NULL;
 		}
 		pthread_cond_broadcast(&w->cond);
@@ -349,10 +350,10 @@ int ring_worker_remove(struct ring_worker *w, struct ring_source *source)
 	w->sources[source->slot] = NULL;
 	w->nr_sources--;
 	source->worker = NULL;
-	/* fixed files belong to the thread that registered them; it drops them now, so that the file is free on return */
+	/* fixed files and buffers belong to the thread that registered them; it drops them now: they are free on return */
 	pthread_mutex_lock(&w->lock);
 	if (w->running && pthread_equal(pthread_self(), w->thread)) {
-		ring_uring_drop_files(&w->uring, source);
+		ring_uring_drop(&w->uring, source);
 	} else if (w->running) {
 		w->drop = source;
 		pthread_cond_broadcast(&w->cond);
@@ -434,4 +435,9 @@ struct io_uring *ring_worker_uring(struct ring_worker *w)
 int ring_worker_file(struct ring_worker *w, struct ring_source *source, int fd)
 {
 	return ring_uring_file(&w->uring, source, fd);
+}
+
+int ring_worker_buffer(struct ring_worker *w, struct ring_source *source, const void *base, size_t len)
+{
+	return ring_uring_buffer(&w->uring, source, base, len);
 }

@@ -70,6 +70,7 @@ void ring_source_wake(struct ring_source *source);
 /* cffi:end */
 
 struct ring_worker_priv;
+struct ring_pins;
 struct io_uring;
 struct io_uring_sqe;
 
@@ -121,6 +122,7 @@ struct ring_source {
 	uint64_t window_ns;		/* how long it is polled from then on */
 	struct ring_gaps gaps[2];
 	struct ring_source *next_dirty;
+	struct ring_pins *pins;		/* registered buffers it shares; NULL: none yet */
 };
 
 /* An asynchronous operation on the worker's io_uring: embed it; its address is the user_data. */
@@ -144,6 +146,13 @@ struct io_uring *ring_worker_uring(struct ring_worker *w);	/* NULL: this worker 
  * drops it. Valid while ring_worker_head()->uring_gen stays. Negative: none to be had, use the fd itself.
  */
 int ring_worker_file(struct ring_worker *w, struct ring_source *source, int fd);
+/*
+ * On the worker's thread: the registered buffer of the worker's io_uring that holds [@base, @base + @len), guest memory of
+ * @source's queue; it is registered when it is first asked for, which pins it. ring_worker_remove() and a change of the
+ * memory drop it. -ENOENT: no guest memory, or none that can be registered; other -errno: the system refused.
+ * An operation with it fails with -EFAULT where the memory changed before the kernel saw it: repeat it without.
+ */
+int ring_worker_buffer(struct ring_worker *w, struct ring_source *source, const void *base, size_t len);
 uint64_t ring_now_ns(void);	/* CLOCK_MONOTONIC */
 
 /*
@@ -155,6 +164,7 @@ struct ring_worker_api {
 	struct io_uring_sqe *(*sqe)(struct ring_worker *w);
 	struct io_uring *(*uring)(struct ring_worker *w);
 	int (*file)(struct ring_worker *w, struct ring_source *source, int fd);
+	int (*buffer)(struct ring_worker *w, struct ring_source *source, const void *base, size_t len);
 };
 
 /* The beginning of every struct ring_worker. */

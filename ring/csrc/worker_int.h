@@ -74,7 +74,7 @@ struct ring_worker {
 	unsigned parks;			/* asked for */
 	bool running;
 	bool at_rest;			/* the loop stands at the safe point */
-	struct ring_source *drop;	/* its fixed files are to be dropped, by the parked thread */
+	struct ring_source *drop;	/* its fixed files and buffers are to be dropped, by the parked thread */
 	pthread_t thread;
 	uint64_t cpu_ns;		/* of runs that ended */
 

@@ -329,6 +329,19 @@ static bool drained(const struct ring_worker *w)
 	return true;
 }
 
+/* Guest memory changes only while its workers are parked: what is no longer it is not held any longer than that. */
+static void unpin_changed(struct ring_worker *w)
+{
+	uint32_t i;
+
+	if (!w->uring.pins)
+		return;
+	for (i = 0; i < w->nr_slots; i++) {
+		if (w->sources[i])
+			ring_uring_unpin_changed(&w->uring, w->sources[i]);
+	}
+}
+
 static void attend(struct ring_worker *w)
 {
 	unsigned why = atomic_load(&w->attention);
@@ -343,6 +356,7 @@ static void attend(struct ring_worker *w)
 		if (w->uring.live)
 			worker_count(&w->stats.submits, (uint64_t)ring_uring_submit(&w->uring));
 		worker_rest(w);
+		unpin_changed(w);
 	}
 	if (atomic_load(&w->attention) & WORKER_SCAN) {
 		atomic_fetch_and(&w->attention, ~(unsigned)WORKER_SCAN);
@@ -511,6 +525,7 @@ static void leave_loop(struct ring_worker *w)
 		worker_deactivate(w, s);
 		s->idle_since_ns = 0;
 		s->wake = true;
+		s->pins = NULL;	/* they go with the ring */
 	}
 	w->stopping_ns = 0;
 	atomic_fetch_or(&w->attention, WORKER_SCAN);

@@ -53,7 +53,7 @@ struct blk_config {
 	uint32_t max_zero_sectors;
 	uint32_t max_erase_sectors;
 	uint32_t max_segments;		/* of one request, <= BLK_SEGMENTS_MAX */
-	uint32_t pad;
+	uint32_t register_buffers;	/* 1: guest memory is registered with io_uring, which pins it */
 	char id[20];			/* BLK_ID_BYTES, padded with zeros */
 };
 
@@ -78,6 +78,8 @@ struct blk_stats {
 	uint64_t throttled;	/* times a queue waited for tokens */
 	uint64_t bounced;	/* requests that went through a buffer of ours */
 	uint64_t waits;		/* requests that waited for such a buffer, or for io_uring */
+	uint64_t fixed;		/* reads and writes with registered buffers */
+	uint64_t fixed_error;	/* errno: why some went without, where the system refused; 0: none did */
 };
 
 /* New disk of @capacity bytes on @store, or NULL without memory. */

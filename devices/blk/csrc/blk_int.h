@@ -83,6 +83,8 @@ struct blk_req {
 	uint8_t durable;		/* a write: done when durable */
 	uint8_t unmap;			/* BLK_ZERO: may deallocate */
 	uint8_t retried;		/* the last try said EAGAIN: it may block now */
+	uint8_t fixed;			/* the store uses a registered buffer for it */
+	uint8_t plain;			/* the store is not to do that */
 	uint32_t x_nr;
 	const struct ring_iov *x_iov;	/* buffers of this part */
 	uint64_t x_len;			/* bytes of this part */

@@ -321,6 +321,10 @@ static int advance(struct blk_req *req, int res)
 		req->retried = 1;
 		return 0;
 	}
+	if (blk_unlikely(res == -EFAULT && req->fixed)) {
+		req->plain = 1;		/* what was registered is not what the kernel found */
+		return 0;
+	}
 	req->retried = 0;
 	if (req->op == BLK_READ || req->op == BLK_WRITE)
 		return advance_data(req, res);
@@ -403,6 +407,8 @@ void blk_submit(struct blk_queue *q, struct ring_chain *chain, const struct blk_
 	req->zeroing = 0;
 	req->retries = 0;
 	req->retried = 0;
+	req->fixed = 0;
+	req->plain = 0;
 	req->seg = 0;
 	req->nr_seg = p->nr_seg;
 	req->data_len = p->len;

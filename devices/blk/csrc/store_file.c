@@ -66,19 +66,43 @@ static int fixed_file(const struct file *f, struct blk_queue *q)
 	return q->fixed;
 }
 
-static void prep(struct io_uring_sqe *sqe, const struct blk_req *req, int fd)
+/* The registered buffer that the part's one piece lies in; negative: none, or it has several pieces. */
+static int fixed_buffer(struct blk_req *req)
+{
+	struct blk_queue *q = req->q;
+	struct ring_worker *w = q->source.worker;
+	int slot;
+
+	req->fixed = 0;
+	if (req->x_nr != 1 || req->sub > BLK_WRITE || req->plain)
+		return -ENOENT;
+	slot = ring_worker_head(w)->api->buffer(w, &q->source, req->x_iov->base, limit(req));
+	if (slot >= 0) {
+		req->fixed = 1;
+		blk_count(&q->stats.fixed, 1);
+	} else if (slot != -ENOENT) {
+		__atomic_store_n(&q->stats.fixed_error, (uint64_t)-slot, __ATOMIC_RELAXED);
+	}
+	return slot;
+}
+
+static void prep(struct io_uring_sqe *sqe, const struct blk_req *req, int fd, int buffer)
 {
 	const struct iovec *iov = (const struct iovec *)(const void *)req->x_iov;
 
 	switch (req->sub) {
 	case BLK_READ:
-		if (req->x_nr == 1)
+		if (buffer >= 0)
+			io_uring_prep_read_fixed(sqe, fd, iov->iov_base, limit(req), req->offset, buffer);
+		else if (req->x_nr == 1)
 			io_uring_prep_read(sqe, fd, iov->iov_base, limit(req), req->offset);
 		else
 			io_uring_prep_readv(sqe, fd, iov, req->x_nr, req->offset);
 		break;
 	case BLK_WRITE:
-		if (req->x_nr == 1)
+		if (buffer >= 0)
+			io_uring_prep_write_fixed(sqe, fd, iov->iov_base, limit(req), req->offset, buffer);
+		else if (req->x_nr == 1)
 			io_uring_prep_write(sqe, fd, iov->iov_base, limit(req), req->offset);
 		else
 			io_uring_prep_writev(sqe, fd, iov, req->x_nr, req->offset);
@@ -100,6 +124,7 @@ static int file_start(struct blk_store *store, struct blk_req *req)
 	struct ring_worker *w = req->q->source.worker;
 	const struct ring_worker_api *api = ring_worker_head(w)->api;
 	struct io_uring_sqe *sqe;
+	int buffer = -ENOENT;
 	int fixed;
 
 	if (blk_unlikely(!api->uring(w)))
@@ -108,7 +133,9 @@ static int file_start(struct blk_store *store, struct blk_req *req)
 	sqe = api->sqe(w);
 	if (!sqe)
 		return BLK_LATER;
-	prep(sqe, req, fixed >= 0 ? fixed : f->fd);
+	if (req->q->blk->config.register_buffers)
+		buffer = fixed_buffer(req);
+	prep(sqe, req, fixed >= 0 ? fixed : f->fd, buffer);
 	if (fixed >= 0)
 		sqe->flags |= IOSQE_FIXED_FILE;
 	if (req->retried)
