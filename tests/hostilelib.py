@@ -29,7 +29,7 @@ FD_SLACK = 2
 #: ASan keeps freed memory back on purpose
 SANITIZED = "VHOST_SANITIZED" in os.environ
 #: what a device says about its front-ends is rate-limited, so that each test wants a device that nobody annoyed yet
-VICTIMS = 60
+VICTIMS = 140
 
 
 class Stand:

@@ -260,11 +260,13 @@ async def test_iotlb_race(stand: Stand) -> None:
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(invalidate)
-            for _ in range(300):
-                length, (_data, status) = await queue.request([header(IN, 0)], [4096, 1], timeout=10)
-                assert (length, status) == (4097, b"\0")
+            with trio.fail_after(30):
+                served = 0
+                while served < 300 or len(channel.misses) < 20:
+                    length, (_data, status) = await queue.request([header(IN, 0)], [4096, 1], timeout=10)
+                    assert (length, status) == (4097, b"\0")
+                    served += 1
             nursery.cancel_scope.cancel()
-        assert len(channel.misses) > 10
         assert channel.error is None
 
 
