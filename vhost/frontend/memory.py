@@ -11,8 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal, Self
 
-from cffi import FFI
-
+from ring._ring import ffi as _ffi
 from vhost.errors import DeviceError
 from vhost.messages import MemRegion
 
@@ -20,7 +19,6 @@ PAGE: Final = 4096
 UADDR_BASE: Final = 0x5500_0000_0000
 """Front-end addresses start here; nothing of ours is mapped there."""
 
-_ffi: Final = FFI()
 
 HUGE_2M: Final = 21 << 26
 """MFD_HUGE_2MB of linux/memfd.h, which Python 3.11 spells only on some builds."""
