@@ -41,9 +41,6 @@ _LOOK_AGAIN: Final = 0.02
 _TASK_SECONDS: Final = 2.0
 """How long `Device.run` may take to return after its queue has ended."""
 
-FRESH_PACKED: Final = 0x80008000
-"""Base of a packed ring at its beginning: index 0 and wrap counter 1, both for available and used."""
-
 _KINDS: Final = {
     actions.AddressKind.UADDR: ring.AddressKind.UADDR,
     actions.AddressKind.GPA: ring.AddressKind.GPA,
@@ -195,8 +192,7 @@ class Queue:
         self.enabled = config.enabled
         self.log_addr = config.log_addr
         self.reported = False
-        fresh = await self.instance.touching(lambda: self._fresh_but_zero(config))
-        self._base = FRESH_PACKED if fresh else config.base
+        self._base = config.base
         self._done = trio.Event()
         self.state = RunState.AWAITING
         try:
@@ -205,20 +201,6 @@ class Queue:
             self.state = RunState.IDLE
             self.config = None
             raise
-
-    def _fresh_but_zero(self, config: actions.QueueConfig) -> bool:
-        """True for a packed ring that begins now, where the front-end calls its beginning 0 (User-mode Linux does).
-
-        The right base is 0x80008000; 0 is that of a ring gone round an odd number of times. Then its first descriptor
-        has been used and its AVAIL bit is set; in a fresh ring nothing is [VIRTIO 1.3, 2.8.1].
-        """
-        if not config.packed or config.base:
-            return False
-        for region in self.instance.memory.regions:
-            offset = config.desc - (region.gpa if config.addr_kind is actions.AddressKind.GPA else region.uaddr)
-            if config.addr_kind is not actions.AddressKind.IOVA and 0 <= offset <= region.size - 16:
-                return self.instance.memory.read(region.gpa + offset, 16) == bytes(16)
-        return False
 
     async def try_start(self) -> None:
         """AWAITING -> RUNNING if the IOTLB allows."""
