@@ -64,7 +64,9 @@ static inline void blk_rig_stamp(void *base)
 /* @what: null, memory, or the path of a file that becomes a disk of DISK bytes. */
 static inline void blk_rig_store(struct blk_rig *r, const char *what, int direct)
 {
-	struct blk_file_config fc = { .can = BLK_CAN_WRITE | BLK_CAN_FLUSH, .io_align = 512, .mem_align = 512 };
+	struct blk_file_config fc = {
+		.can = BLK_CAN_WRITE | BLK_CAN_FLUSH, .io_align = 512, .mem_align = 512, .at_once = 1,
+	};
 	char *map;
 
 	r->check = strcmp(what, "null") != 0;

@@ -35,6 +35,7 @@ class BlkStats:
         throttled: times a queue waited because of a limit.
         bounced: requests that went through a buffer of ours (O_DIRECT).
         waits: requests that waited for such a buffer or for io_uring.
+        at_once: reads of what the page cache held, without io_uring.
         fixed: reads and writes with registered buffers.
         fixed_error: errno of the system's refusal to register one; 0: none.
     """
@@ -47,6 +48,7 @@ class BlkStats:
     throttled: int = 0
     bounced: int = 0
     waits: int = 0
+    at_once: int = 0
     fixed: int = 0
     fixed_error: int = 0
 
@@ -66,6 +68,7 @@ class BlkStats:
         self.throttled += out.throttled
         self.bounced += out.bounced
         self.waits += out.waits
+        self.at_once += out.at_once
         self.fixed += out.fixed
         self.fixed_error = self.fixed_error or out.fixed_error
 
@@ -83,6 +86,7 @@ class BlkStats:
         self.throttled += other.throttled
         self.bounced += other.bounced
         self.waits += other.waits
+        self.at_once += other.at_once
         self.fixed += other.fixed
         self.fixed_error = self.fixed_error or other.fixed_error
 
@@ -119,6 +123,7 @@ class BlkStats:
             "throttled": self.throttled,
             "bounced": self.bounced,
             "waits": self.waits,
+            "at_once": self.at_once,
             "fixed": self.fixed,
         }
 

@@ -43,7 +43,7 @@ def image(tmp_path):
 @pytest.fixture(params=[False, True], ids=["cached", "direct"])
 def store(request, image):
     try:
-        opened = FileStore.open(image, direct=request.param)
+        opened = FileStore.open(image, direct=request.param, at_once=False)
     except StoreError as exc:
         pytest.skip(str(exc))
     with opened:
@@ -84,7 +84,7 @@ async def test_reads_and_writes(store, image):
 
 async def test_not_asked_for(image):
     before = pinned()
-    with FileStore.open(image) as store:
+    with FileStore.open(image, at_once=False) as store:
         async with rig(Blk(store)) as r:
             await r.queues[0].read(0, 4096)
             assert (r.disk.stats.fixed, pinned()) == (0, before)
@@ -125,7 +125,7 @@ async def test_big_regions_go_in_pieces(image):
     content = image.read_bytes()
     before = pinned()
     size = CHUNK + (1 << 20)
-    with FileStore.open(image) as store:
+    with FileStore.open(image, at_once=False) as store:
         async with rig(Blk(store, register_buffers=True)) as r:
             q = r.queues[0]
             fd = os.memfd_create("big")
@@ -146,7 +146,7 @@ async def test_several_guests_on_one_worker(image, tmp_path):
     other_image = tmp_path / "other.img"
     other_image.write_bytes(os.urandom(SIZE))
     before = pinned()
-    with FileStore.open(image) as store, FileStore.open(other_image) as other_store:
+    with FileStore.open(image, at_once=False) as store, FileStore.open(other_image, at_once=False) as other_store:
         async with rig(Blk(store, register_buffers=True)) as r:
             disk = Blk(other_store, register_buffers=True)
             disk.features_acked(r.features)
@@ -169,7 +169,7 @@ async def test_several_guests_on_one_worker(image, tmp_path):
 
 async def test_read_only_memory_is_used_without(image):
     """What is mapped for reading cannot be pinned by the kernel; guests may still write from it to the disk."""
-    with FileStore.open(image) as store:
+    with FileStore.open(image, at_once=False) as store:
         async with rig(Blk(store, register_buffers=True)) as r:
             q = r.queues[0]
             fd = os.memfd_create("rom")
@@ -189,7 +189,7 @@ async def test_read_only_memory_is_used_without(image):
 async def test_a_refusal_is_told_once_and_requests_go_on(image, tmp_path, caplog, monkeypatch):
     """Pages of a file system that writes them back cannot be pinned for long."""
     monkeypatch.setattr(devices.blk.device, "_WATCH_SECONDS", 0.01)
-    with FileStore.open(image) as store:
+    with FileStore.open(image, at_once=False) as store:
         async with rig(Blk(store, register_buffers=True), guest_file=str(tmp_path / "memory")) as r:
             for _ in range(3):
                 assert await r.queues[0].read(8, 8192) == image.read_bytes()[4096:12288]

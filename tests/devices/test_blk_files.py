@@ -50,10 +50,11 @@ def open_direct(path: Path) -> FileStore:
         pytest.skip(str(exc))
 
 
-@pytest.fixture(params=["uring", "blocking", "direct", "direct-blocking"])
+@pytest.fixture(params=["at-once", "uring", "blocking", "direct", "direct-blocking"])
 def how(request, image):
     """An open store on the image, and options of the worker."""
-    store = open_direct(image) if request.param.startswith("direct") else FileStore.open(image)
+    direct = request.param.startswith("direct")
+    store = open_direct(image) if direct else FileStore.open(image, at_once=request.param == "at-once")
     with store:
         yield store, {"uring_entries": 0 if "blocking" in request.param else 64}
 
@@ -110,6 +111,50 @@ async def test_more_bounces_than_buffers(image):
                 assert await q.wait(token) == 4097
                 assert r.map[at : at + 4096] == before[4096 * i :][:4096]
             assert r.disk.stats.waits > 0
+
+
+def drop_cache(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def takes_nowait(path: Path) -> bool:
+    with path.open("rb") as file:
+        try:
+            return os.preadv(file.fileno(), [bytearray(512)], 0, os.RWF_NOWAIT) == 512
+        except OSError:
+            return False
+
+
+async def test_what_is_cached_is_read_at_once(image):
+    """What is not goes to io_uring, and after a few of those it is not even tried."""
+    before = contents(image)
+    if not takes_nowait(image):
+        pytest.skip("the file system of temporary files cannot say that it would wait")
+    with FileStore.open(image) as store:
+        async with rig(Blk(store)) as r:
+            q = r.queues[0]
+            for sector in range(8):
+                assert await q.read(sector, 4096) == before[512 * sector :][:4096]
+            assert r.disk.stats.at_once == 8
+            assert r.worker.stats.submits == 0
+            assert await q.read(0, 128 * 1024) == before[: 128 * 1024]
+            assert r.disk.stats.at_once == 8, "long ones are not"
+            for turn in range(12):
+                drop_cache(image)
+                assert await q.read(4096, 4096) == before[512 * 4096 :][:4096]
+                assert r.worker.stats.submits >= turn + 2
+            assert r.disk.stats.at_once == 8
+            for _ in range(40):
+                assert await q.read(4096, 4096) == before[512 * 4096 :][:4096]
+            assert 8 < r.disk.stats.at_once < 48, "tried again after a while"
+            # where cached and not meet, and at the end of the file
+            drop_cache(image)
+            for sector in range(0, 2048, 56):
+                assert await q.read(sector, 28672) == before[512 * sector :][:28672]
+            os.truncate(image, 4096 + 700)
+            assert await q.read(0, 16384) == before[: 4096 + 700] + bytes(16384 - 4796)
 
 
 async def test_discard_and_write_zeroes(how, image):

@@ -74,6 +74,7 @@ static int poll_store(struct blk_queue *q, int budget)
 	n = ring_vq_pop(q->source.vq, chains, budget);
 	if (n <= 0)
 		return n;
+	q->once_few = ring_vq_in_flight(q->source.vq) <= BLK_ONCE_FEW;
 	ticks = blk_ticks();
 	for (i = 0; i < n; i++)
 		blk_begin(q, chains[i], ticks);
@@ -125,6 +126,7 @@ static int poll_limited(struct blk_queue *q, int budget)
 			return done ? done : n;
 		if (!n)
 			break;
+		q->once_few = ring_vq_in_flight(q->source.vq) <= BLK_ONCE_FEW;
 		if (!begin_limited(q, chain, now_ns, &wait_ns)) {
 			ring_vq_unpop(q->source.vq, 1);
 			q->throttled = true;

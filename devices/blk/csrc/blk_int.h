@@ -35,6 +35,10 @@ enum {
 	BLK_LIFETIME_REQ = 33,
 	BLK_LIFETIME_BYTES = 6,
 	BLK_SAMPLE = 16,		/* batches of which one is timed, where nothing ever waits */
+	BLK_ONCE_BYTES = 64 * 1024,	/* of longer reads the call is the smaller part */
+	BLK_ONCE_FEW = 2,		/* of more requests io_uring makes one call, which costs less than one each */
+	BLK_ONCE_MISSES = 3,		/* in a row that are nothing special */
+	BLK_ONCE_SKIP = 10,		/* log2 of the most requests left out after more of them */
 
 	/* what blk_store_ops.start returns besides bytes and -errno */
 	BLK_PENDING = -10001,		/* done() follows */
@@ -129,6 +133,10 @@ struct blk_queue {
 	uint32_t batch;			/* counts, for sampling */
 	uint32_t fixed_gen;		/* io_uring's fixed file: see store_file.c */
 	int fixed;
+	uint32_t once_skip;		/* reads that are not tried at once: see store_file.c */
+	uint32_t once_misses;		/* in a row */
+	bool once_never;		/* this file cannot do it */
+	bool once_few;			/* few requests are in flight */
 	bool throttled;
 	uint8_t nr_bounces;		/* free ones */
 	uint8_t bounces[BLK_BOUNCES];

@@ -1,6 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * store_file.c - files and block devices, by io_uring; where a worker has none, by blocking calls on its thread.
+ *
+ * What the page cache holds is read at once, by a call that says so where it would have to wait. See
+ * docs/decisions/0006-cached-reads.md.
  */
 #include <fcntl.h>
 #include <linux/falloc.h>
@@ -15,6 +18,7 @@
 struct file {
 	struct blk_store store;	/* must be first */
 	int fd;
+	bool at_once;	/* reads may be tried at once */
 };
 
 static int fallocate_mode(const struct blk_req *req)
@@ -118,6 +122,42 @@ static void prep(struct io_uring_sqe *sqe, const struct blk_req *req, int fd, in
 	}
 }
 
+static void once_missed(struct blk_queue *q)
+{
+	if (++q->once_misses <= BLK_ONCE_MISSES)
+		return;
+	if (q->once_misses > BLK_ONCE_SKIP)
+		q->once_misses = BLK_ONCE_SKIP;
+	q->once_skip = 1u << q->once_misses;
+}
+
+/* Bytes done, or BLK_LATER: io_uring has to do it. Never the end of the file: that is io_uring's to say. */
+static int at_once(const struct file *f, struct blk_req *req)
+{
+	const struct iovec *iov = (const struct iovec *)(const void *)req->x_iov;
+	struct blk_queue *q = req->q;
+	ssize_t rc;
+
+	if (req->sub != BLK_READ || !q->once_few || q->once_never || req->x_len > BLK_ONCE_BYTES)
+		return BLK_LATER;
+	if (q->once_skip) {
+		q->once_skip--;
+		return BLK_LATER;
+	}
+	rc = preadv2(f->fd, iov, (int)req->x_nr, (off_t)req->offset, RWF_NOWAIT);
+	if (blk_unlikely(rc <= 0)) {
+		if (rc < 0 && errno == EAGAIN)
+			once_missed(q);
+		else if (rc < 0 && errno == EOPNOTSUPP)
+			q->once_never = true;
+		return BLK_LATER;
+	}
+	q->once_misses = 0;
+	q->reap_ticks = 0;	/* it took time: what is completed now is completed later than the one before */
+	blk_count(&q->stats.at_once, 1);
+	return (int)rc;
+}
+
 static int file_start(struct blk_store *store, struct blk_req *req)
 {
 	const struct file *f = (const struct file *)(const void *)store;
@@ -129,6 +169,12 @@ static int file_start(struct blk_store *store, struct blk_req *req)
 
 	if (blk_unlikely(!api->uring(w)))
 		return blocking(f, req);
+	if (f->at_once) {
+		int rc = at_once(f, req);
+
+		if (rc != BLK_LATER)
+			return rc;
+	}
 	fixed = fixed_file(f, req->q);
 	sqe = api->sqe(w);
 	if (!sqe)
@@ -157,6 +203,7 @@ struct blk_store *blk_file_new(const struct blk_file_config *config)
 	if (!f)
 		return NULL;
 	f->fd = config->fd;
+	f->at_once = config->at_once && !config->direct;
 	f->store.ops = &ops;
 	f->store.kind = BLK_INLINE_NO;
 	f->store.can = config->can;

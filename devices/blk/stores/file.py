@@ -42,7 +42,7 @@ class FileStore(Store):
     Raw is never probed as another format: a guest that writes a qcow2 header gets a disk with a qcow2 header.
     """
 
-    def __init__(self, fd: int, path: str, *, can: Can, direct: bool) -> None:
+    def __init__(self, fd: int, path: str, *, can: Can, direct: bool, at_once: bool) -> None:
         """Take over ``fd``; use `open`."""
         self._fd = fd
         self._file_size = 0
@@ -63,11 +63,18 @@ class FileStore(Store):
         config = ffi.new("struct blk_file_config *")
         config.fd, config.can, config.direct = fd, can, direct
         config.io_align, config.mem_align = self._align
+        config.at_once = at_once
         super().__init__(StorePtr(lib.blk_file_new(config)), self._measure())
 
     @classmethod
     def open(
-        cls, path: str | os.PathLike[str], *, read_only: bool = False, direct: bool = False, lock: Lock = "on"
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        read_only: bool = False,
+        direct: bool = False,
+        lock: Lock = "on",
+        at_once: bool = True,
     ) -> Self:
         """Open ``path``.
 
@@ -77,6 +84,7 @@ class FileStore(Store):
             direct: bypass the page cache (O_DIRECT).
             lock: "on": nobody else may use the image in a way that conflicts, QEMU included; "shared": others may, as
                 long as they agree (live migration); "off": do not look.
+            at_once: read what the page cache holds without the detour through io_uring; False is for comparisons.
 
         Raises:
             StoreError: it cannot be opened or locked, or is nothing a disk can be made of.
@@ -87,7 +95,7 @@ class FileStore(Store):
             _check_kind(fd, name)
             lock_image(fd, name, writable=not read_only, mode=lock)
             can = Can.FLUSH if read_only else Can.WRITE | Can.FLUSH | Can.DISCARD | Can.ZERO
-            return cls(fd, name, can=can, direct=direct)
+            return cls(fd, name, can=can, direct=direct, at_once=at_once)
         except BaseException:
             os.close(fd)
             raise
