@@ -16,17 +16,25 @@ async def sheltered_nursery() -> AsyncIterator[trio.Nursery]:
     """
     async with trio.open_nursery() as outer:
 
-        async def shelter(*, task_status: trio.TaskStatus[trio.Nursery]) -> None:
+        inner: trio.Nursery | None = None
+
+        async def shelter(*, task_status: trio.TaskStatus[None]) -> None:
+            nonlocal inner
+            # Behind a shield nobody could end what was cancelled before it began.
+            await trio.lowlevel.checkpoint_if_cancelled()
             with trio.CancelScope(shield=True):
                 async with trio.open_nursery() as nursery:
-                    task_status.started(nursery)
+                    inner = nursery
+                    task_status.started()
                     await trio.sleep_forever()
 
-        inner: trio.Nursery = await outer.start(shelter)
         try:
+            await outer.start(shelter)  # may be cancelled with the shelter up
+            assert inner is not None
             yield inner
         finally:
-            inner.cancel_scope.cancel()
+            if inner is not None:
+                inner.cancel_scope.cancel()
 
 
 async def set_when_cancelled(event: trio.Event) -> None:
