@@ -18,11 +18,12 @@ VQ_INLINE bool packed_is_avail(uint64_t second, uint8_t wrap)
 }
 
 /* The chain was walked elsewhere: give it to the slot of @id. */
-static struct ring_chain *packed_move(struct ring_vq *vq, const struct ring_chain *from, uint16_t id)
+static struct ring_chain *packed_move(struct ring_vq *vq, struct ring_chain *from, uint16_t id)
 {
 	struct ring_chain *chain = &vq->slots[id];
 
 	*chain = *from;
+	from->iov_class = 0;	/* the block went along: a later walk into @from must not give it back */
 	if (!chain->iov_class)
 		chain->iov = chain->inl;
 	return chain;
