@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -39,7 +39,20 @@ class ConfigError(VhostError):
     """The user asked for something that cannot be: the message says what, where and what to do."""
 
 
-_SUFFIX = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40, "P": 1 << 50}
+_SIZES = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40, "P": 1 << 50}
+_RATES = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
+
+
+def _parse(text: str | int, what: str, pattern: str, units: Mapping[str, int], hint: str) -> int:
+    """A number with one of ``units`` behind it."""
+    if isinstance(text, int) and not isinstance(text, bool):
+        if text < 0:
+            raise ValueError(f"a {what} is not negative")
+        return text
+    match = re.fullmatch(pattern, str(text).strip(), re.IGNORECASE)
+    if match is None:
+        raise ValueError(f"{text!r} is not a {what}; write {hint}")
+    return int(match[1]) * units[match[2].upper()]
 
 
 def parse_size(text: str | int) -> int:
@@ -48,14 +61,8 @@ def parse_size(text: str | int) -> int:
     Raises:
         ValueError: not a size.
     """
-    if isinstance(text, int) and not isinstance(text, bool):
-        if text < 0:
-            raise ValueError("a size is not negative")
-        return text
-    match = re.fullmatch(r"(\d+)([KMGTP]?)(?:iB|B)?", str(text).strip(), re.IGNORECASE)
-    if match is None:
-        raise ValueError(f"{text!r} is not a size; write bytes or a number with K, M, G or T, such as 10G")
-    return int(match[1]) * _SUFFIX[match[2].upper()]
+    hint = "bytes or a number with K, M, G or T, such as 10G"
+    return _parse(text, "size", r"(\d+)([KMGTP]?)(?:iB|B)?", _SIZES, hint)
 
 
 def parse_rate(text: str | int) -> int:
@@ -64,14 +71,7 @@ def parse_rate(text: str | int) -> int:
     Raises:
         ValueError: not a rate.
     """
-    if isinstance(text, int) and not isinstance(text, bool):
-        if text < 0:
-            raise ValueError("a rate is not negative")
-        return text
-    match = re.fullmatch(r"(\d+)([kmg]?)", str(text).strip(), re.IGNORECASE)
-    if match is None:
-        raise ValueError(f"{text!r} is not a rate; write a number per second, such as 5000 or 100M")
-    return int(match[1]) * {"": 1, "k": 10**3, "m": 10**6, "g": 10**9}[match[2].lower()]
+    return _parse(text, "rate", r"(\d+)([kmg]?)", _RATES, "a number per second, such as 5000 or 100M")
 
 
 def _parse_mode(value: str | int) -> int:
@@ -180,7 +180,6 @@ class DeviceType:
     open: Callable[[Mapping[str, Any]], AbstractAsyncContextManager[Device]]
     features: Sequence[str] = ()
     parameter_help: str = ""
-    extra: Mapping[str, Any] = field(default_factory=dict)
 
     def values(self, given: Mapping[str, object]) -> dict[str, Any]:
         """Every option's value: ``given`` (option names with dashes) converted, defaults for the rest.
