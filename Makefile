@@ -52,7 +52,7 @@ fuzz: ## random input to rings and session for FUZZ_SECONDS (60) each
 	@tools/setup fuzz
 	@tools/fuzz $${FUZZ_SECONDS:-60}
 
-bench: ## compare with qemu-storage-daemon
+bench: ## measure our disk beside its peers and baselines, some minutes
 	@tools/setup test
 	@$(PY) -m bench
 

@@ -1,5 +1,5 @@
 """``make bench``, ``python -m bench``."""
 
-from bench.blk_peers import main
+from bench.suite import main
 
 main()

@@ -150,22 +150,24 @@ def save_json(path: Path, device: str, backend: str, result: Mapping[str, Any], 
         raise ResultError(f"cannot write {path}: {error.strerror}") from error
 
 
-def append_csv(path: Path, run: Run) -> None:
-    """Append `run` as a line; a new file gets a line of column names first.
+def append_csv(path: Path, *runs: Run) -> None:
+    """Append a line per run; a new file gets a line of column names first, of all options and figures there are.
 
-    Raises: ResultError: the file cannot be written, or has other columns.
+    Raises: ResultError: the file cannot be written, or lacks a column.
     """
-    row = _row(run)
+    rows = [_row(run) for run in runs]
+    columns = list(dict.fromkeys(column for row in rows for column in row))
     try:
         with path.open("a+", newline="", encoding="utf-8") as file:
             file.seek(0)
             first = file.readline()
-            if first and next(csv.reader([first])) != list(row):
+            have = next(csv.reader([first])) if first else columns
+            if not set(columns) <= set(have):
                 raise ResultError(f"{path} has other columns than this version writes; append to another file")
-            writer = csv.DictWriter(file, fieldnames=list(row))
+            writer = csv.DictWriter(file, fieldnames=have, restval="")
             if not first:
                 writer.writeheader()
-            writer.writerow(row)
+            writer.writerows(rows)
     except OSError as error:
         raise ResultError(f"cannot append to {path}: {error.strerror}") from error
 

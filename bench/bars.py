@@ -1,0 +1,112 @@
+"""Targets: what ours is to reach, as a ratio to something measured beside it, or as a plain figure."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from bench.peers import SPDK, STORAGE_DAEMON, ours_name
+from bench.rounds import Cell, spread
+
+FIO = "fio io_uring, native"
+ANY_DEPTH: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One target.
+
+    Attributes:
+        section, front_end, depths: the cells it is about; empty: all.
+        mine: names of contenders it is about.
+        than: name of the contender it is measured by; {layout}: that of `mine`; empty: the figure itself counts.
+        limit: of the figure or ratio.
+        most: the limit is the most it may be, else the least.
+        label: of the cell, where a section has several that differ otherwise.
+    """
+
+    section: str
+    mine: tuple[str, ...]
+    than: str
+    limit: float
+    front_end: str = ""
+    depths: tuple[int, ...] = ANY_DEPTH
+    figure: str = "iops"
+    most: bool = False
+    label: str = ""
+
+    def of(self, cell: Cell) -> bool:
+        """Whether it is about `cell`."""
+        return (
+            self.section == cell.section
+            and self.front_end in ("", cell.front_end)
+            and (not self.depths or cell.workload.depth in self.depths)
+            and self.label in ("", cell.label)
+        )
+
+
+POLLING = (ours_name(polling=True), ours_name(packed=True, polling=True))
+DEFAULT = (ours_name(), ours_name(packed=True))
+
+BARS = (
+    Bar("null", POLLING, STORAGE_DAEMON, 8, "polling", (1,)),
+    Bar("null", POLLING, STORAGE_DAEMON, 6, "polling", (32,)),
+    Bar("null", POLLING, STORAGE_DAEMON, 7, "polling", (128,)),
+    Bar("null", POLLING, f"{SPDK}, null, {{layout}}", 1, "polling"),
+    Bar("null", DEFAULT, STORAGE_DAEMON, 1.5, "sleeping"),
+    Bar("null", DEFAULT, STORAGE_DAEMON, 1, "sleeping", figure="calls", most=True),
+    Bar("null", DEFAULT, STORAGE_DAEMON, 1, "sleeping", figure="backend_cpu_us", most=True),
+    Bar("memory", POLLING, f"{SPDK}, malloc, {{layout}}", 1, "polling"),
+    Bar("file", POLLING, STORAGE_DAEMON, 1.5, "polling"),
+    Bar("file", DEFAULT, STORAGE_DAEMON, 1.5, "sleeping"),
+    Bar("file", POLLING, FIO, 0.95, "polling", (32,)),
+    Bar("tmpfs", POLLING, STORAGE_DAEMON, 2.5, "polling", (32,)),
+    Bar("tmpfs", POLLING, FIO, 0.85, "polling", (32,)),
+)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A target and what was measured."""
+
+    cell: Cell
+    mine: str
+    bar: Bar
+    words: str
+    measured: str
+    missed: float
+    """By how much, 0.1 for 10 %; 0 or less: met."""
+
+    def __str__(self) -> str:
+        return f"missed by {max(self.missed, 0.01):.0%}" if self.missed > 0 else "met"
+
+
+def verdicts(cell: Cell) -> Iterator[Verdict]:
+    """Of all targets of `cell` that what was measured can tell."""
+    for bar in BARS:
+        if not bar.of(cell):
+            continue
+        for mine in bar.mine:
+            than = bar.than.replace("{layout}", "packed" if ", packed" in mine else "split")
+            values = cell.ratios(mine, than, bar.figure) if than else cell.values(mine, bar.figure)
+            if values:
+                yield _verdict(cell, bar, mine, than, values)
+
+
+def _verdict(cell: Cell, bar: Bar, mine: str, than: str, values: list[float]) -> Verdict:
+    middle = statistics.median(values)
+    over = middle - bar.limit if bar.most else bar.limit - middle
+    missed = over / bar.limit if bar.limit else over
+    figure = "" if bar.figure == "iops" else f"{FIGURES.get(bar.figure, bar.figure)}: "
+    words = f"{figure}{'at most' if bar.most else 'at least'} {bar.limit:,g}{f' x {than}' if than else ''}"
+    return Verdict(cell, mine, bar, words, spread(values), missed)
+
+
+FIGURES = {
+    "calls": "notifications",
+    "backend_cpu_us": "CPU",
+    "backend_cpu_percent": "CPU %",
+    "latency.p50_us": "p50",
+    "per_cpu_second": "requests per CPU second",
+}

@@ -1,0 +1,150 @@
+"""What takes part in a cell: back-ends over their sockets, and baselines that have no back-end."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import tempfile
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import click
+import trio
+
+from bench.peers import WHERE, Peer, Store
+from bench.stage import Stage
+from devices.blk.load import Result, Workload, measure
+from vhost.errors import VhostError
+
+#: one run: names and values as `vhost bench blk --json` has them, ``workload`` among them
+Figures = dict[str, Any]
+
+
+class Contender(Protocol):
+    """Measured in turns with others."""
+
+    @property
+    def name(self) -> str: ...
+
+    def run(self, stage: Stage, workload: Workload, *, together: bool) -> Figures:
+        """One run; `together`: both ends on one processor."""
+
+
+def figures_of(result: Result) -> Figures:
+    """Without what fills files: the histogram."""
+    found = replace(result, histogram=[]).as_dict()
+    del found["histogram"]
+    return found
+
+
+@dataclass(frozen=True)
+class Backend:
+    """A peer, driven by our front-end.
+
+    Attributes:
+        hugepages: guest memory in 2 MiB pages, for all in a cell if one needs it.
+        queues: what this one is driven with differently from the cell's workload, as are `depth`, `regions`.
+    """
+
+    peer: Peer
+    hugepages: bool = False
+
+    @property
+    def name(self) -> str:
+        return self.peer.name
+
+    def run(self, stage: Stage, workload: Workload, *, together: bool) -> Figures:
+        live = stage.awake(self.peer, together=together)
+        assert live is not None
+        (socket,) = stage.sockets(self.peer)
+        mine = replace(workload, packed=self.peer.packed, hugepages=self.hugepages, cpus=(stage.places.front,))
+        try:
+            result = trio.run(measure, socket, mine)
+        except (VhostError, ValueError) as error:
+            raise click.ClickException(f"{self.name}: {error}\n{live.words}") from error
+        if result.errors:
+            raise click.ClickException(f"{self.name}: {result.errors} requests failed; the first: {result.first_error}")
+        return figures_of(result)
+
+
+def baseline(workload: Workload, iops: float, requests: int, seconds: float, **more: Any) -> Figures:
+    """Figures of something that is no back-end."""
+    return {
+        "workload": asdict(workload),
+        "seconds": seconds,
+        "requests": requests,
+        "iops": iops,
+        "bytes_per_second": iops * workload.block_bytes,
+        **more,
+    }
+
+
+@dataclass(frozen=True)
+class Fio:
+    """fio's io_uring engine on the image itself: what the kernel gives a program without any VM."""
+
+    store: Store
+    name: str = "fio io_uring, native"
+
+    def run(self, stage: Stage, workload: Workload, *, together: bool) -> Figures:
+        stage.awake(None)
+        cpu = stage.places.front if together else stage.places.back
+        command = [
+            "fio", "--name=job", f"--filename={self.store.path}", "--ioengine=io_uring", "--thread",
+            f"--rw={workload.rw}", f"--bs={workload.block_bytes}", f"--iodepth={workload.depth}", "--time_based",
+            # fio counts in seconds
+            f"--runtime={max(1, round(workload.runtime))}", "--norandommap", "--randrepeat=0", "--invalidate=0",
+            f"--direct={int(self.store.kind == 'direct')}", f"--size={self.store.bytes}", f"--cpus_allowed={cpu}",
+            "--output-format=json",
+        ]  # fmt: skip
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise click.ClickException(f"fio failed: {done.stderr.strip() or done.stdout.strip()[-300:]}")
+        (job,) = json.loads(done.stdout[done.stdout.index("{") :])["jobs"]
+        side = job["read"]
+        clat = side["clat_ns"]
+        percent = clat["percentile"]
+        latency = {
+            "mean_us": clat["mean"] / 1e3,
+            "p50_us": percent["50.000000"] / 1e3,
+            "p90_us": percent["90.000000"] / 1e3,
+            "p99_us": percent["99.000000"] / 1e3,
+            "p999_us": percent["99.900000"] / 1e3,
+            "max_us": clat["max"] / 1e3,
+            "samples": side["total_ios"],
+        }
+        return baseline(workload, side["iops"], side["total_ios"], side["runtime"] / 1e3, latency=latency)
+
+
+@dataclass(frozen=True)
+class Memcpy:
+    """memcpy() of random pieces of as much memory: what the processor gives a store in memory."""
+
+    store: Store
+    name: str = "memcpy, random 4 KiB"
+
+    def run(self, stage: Stage, workload: Workload, *, together: bool) -> Figures:
+        stage.awake(None)
+        cpu = stage.places.front if together else stage.places.back
+        with tempfile.TemporaryDirectory(prefix="vhb-") as folder:
+            program = _compiled(Path(folder))
+            numbers = (self.store.bytes, workload.block_bytes, workload.depth, int(workload.runtime * 1e9), cpu)
+            done = subprocess.run([program, *map(str, numbers)], capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise click.ClickException(f"bench/memcpy.c failed: {done.stderr.strip()}")
+        pieces, nanoseconds = map(int, done.stdout.split())
+        return baseline(workload, pieces / nanoseconds * 1e9, pieces, nanoseconds / 1e9)
+
+
+def _compiled(folder: Path) -> Path:
+    program = folder / "memcpy"
+    compiler = shutil.which("cc")
+    if compiler is None:
+        raise click.ClickException(f"memcpy: {WHERE['memcpy']}")
+    command = [compiler, "-O2", "-o", str(program), str(Path(__file__).with_name("memcpy.c"))]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise click.ClickException(f"bench/memcpy.c does not compile: {done.stderr.strip()[-500:]}")
+    return program

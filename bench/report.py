@@ -1,0 +1,110 @@
+"""Tables of cells and targets, and the files that `vhost bench compare` and `plot` read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from bench.bars import Verdict, verdicts
+from bench.rounds import Cell, spread
+from vhost.bench import Run, append_csv
+
+#: figure, its column, how it is written, what it is divided by
+COLUMNS = (
+    ("iops", "k req/s (least-most)", "{:,.1f}", 1e3),
+    ("latency.p50_us", "p50 µs", "{:,.2f}", 1),
+    ("backend_cpu_us", "CPU µs", "{:.3f}", 1),
+    ("backend_cpu_percent", "CPU %", "{:.0f}", 1),
+    ("kicks", "kicks", "{:.3f}", 1),
+    ("calls", "calls", "{:.3f}", 1),
+)
+
+
+def table_of(cells: Sequence[Cell], title: str) -> Table:
+    """A line per contender and cell. CPU, kicks and calls are the back-end's, per request."""
+    table = Table(title=title)
+    for name in ("load", "what"):
+        table.add_column(name, no_wrap=True)
+    for _, name, _, _ in COLUMNS:
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("ratio (least-most)", justify="right", no_wrap=True)
+    for cell in cells:
+        for name in cell.names:
+            table.add_row(cell.label if name == cell.names[0] else "", name, *_columns(cell, name), _ratio(cell, name))
+        table.add_section()
+    return table
+
+
+def _columns(cell: Cell, name: str) -> Iterator[str]:
+    for figure, _, form, unit in COLUMNS:
+        values = [value / unit for value in cell.values(name, figure)]
+        words = spread(values, form)
+        yield words if figure == "iops" else words.partition(" ")[0]
+
+
+def _ratio(cell: Cell, name: str) -> str:
+    if not cell.base:
+        return ""
+    return "1" if name == cell.base else spread(cell.ratios(name, cell.base, cell.figure))
+
+
+def table_of_targets(found: Iterable[Verdict]) -> Table:
+    """A line per target: met, or by how much it is missed."""
+    table = Table(title="targets", show_edge=False)
+    for name in ("load", "what", "target"):
+        table.add_column(name, no_wrap=True)
+    table.add_column("measured", justify="right", no_wrap=True)
+    table.add_column("")
+    for verdict in found:
+        style = "red" if verdict.missed > 0 else "green"
+        table.add_row(verdict.cell.label, verdict.mine, verdict.words, verdict.measured, str(verdict), style=style)
+    return table
+
+
+def show(cells: Sequence[Cell], title: str, console: Console) -> None:
+    """A section's cells, then its targets."""
+    console.print(table_of(cells, title))
+    found = [verdict for cell in cells for verdict in verdicts(cell)]
+    if found:
+        console.print(table_of_targets(found))
+    console.print()
+
+
+# --- files
+
+
+def _kept(cell: Cell) -> dict[str, Any]:
+    return {"section": cell.section, "load": cell.label, "placed": "together" if cell.together else "apart"}
+
+
+def as_json(cells: Iterable[Cell], where: dict[str, Any], rounds: int) -> dict[str, Any]:
+    """All of it: the machine, every option, every run."""
+    kept = [{**_kept(cell), "results": cell.results} for cell in cells]
+    return {"machine": where, "device": "blk", "rounds": rounds, "cells": kept}
+
+
+def runs_of(cells: Iterable[Cell], where: dict[str, Any]) -> Iterator[Run]:
+    """The same as `vhost bench compare` reads it."""
+    for cell in cells:
+        for name, results in cell.results.items():
+            for figures in results:
+                run = Run.of_result("blk", name, figures, where)
+                yield Run("blk", name, {**_kept(cell), **run.options}, run.values, run.machine)
+
+
+def write(
+    cells: Sequence[Cell], where: dict[str, Any], rounds: int, json_path: Path | None, csv_path: Path | None
+) -> None:
+    """Into the files that were asked for.
+
+    Raises: ResultError: one cannot be written.
+    """
+    if json_path is not None:
+        json_path.write_text(json.dumps(as_json(cells, where, rounds), indent=1) + "\n")
+    if csv_path is not None:
+        append_csv(csv_path, *runs_of(cells, where))

@@ -1,0 +1,74 @@
+"""``make bench``: our disk, its peers and baselines, driven by the same front-end, in turns.
+
+    python -m bench [SECTION]... [--rounds N] [--runtime S] [--quick] [--json FILE] [--csv FILE]
+
+See bench/README.md for the method.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.progress import Progress
+
+from bench import report, rounds, stores
+from bench.rounds import Cell
+from bench.stage import Stage
+from bench.stores import Plan
+from vhost.bench import ResultError, machine
+
+SECTIONS = stores.SECTIONS
+DEPTHS = (1, 32, 128)
+
+
+def _run(section: str, plan: Plan, times: int, console: Console) -> list[Cell]:
+    with Stage() as stage, stores.opened(section, stage, plan) as (title, cells):
+        if not cells:
+            return []
+        with Progress(console=console, transient=True) as progress:
+            total = sum(len(cell.contenders) for cell in cells) * times
+            task = progress.add_task(section, total=total)
+            rounds.run(stage, cells, times, lambda: progress.advance(task))
+        report.show(cells, f"{title}; {times} x {plan.runtime:g} s in turns; CPU, kicks, calls per request", console)
+        return cells
+
+
+@click.command()
+@click.argument("sections", nargs=-1, type=click.Choice(SECTIONS), metavar="[SECTION]...")
+@click.option("--rounds", "times", type=click.IntRange(1), default=5, show_default=True)
+@click.option("--runtime", type=float, default=0.5, show_default=True, help="Seconds per run.")
+@click.option("--quick", is_flag=True, help="One short round of each, to see that it works; not for comparing.")
+@click.option("--depth", "depths", multiple=True, type=click.IntRange(1, 1024), help="Requests in flight; repeatable.")
+@click.option("--peer", "wanted", multiple=True, metavar="TEXT", help="Only what has TEXT in its name; repeatable.")
+@click.option("--json", "json_path", type=click.Path(dir_okay=False, path_type=Path), help="Also write all results.")
+@click.option("--csv", "csv_path", type=click.Path(dir_okay=False, path_type=Path), help="Also append a line per run.")
+def main(
+    sections: tuple[str, ...], times: int, runtime: float, quick: bool, depths: tuple[int, ...],
+    wanted: tuple[str, ...], json_path: Path | None, csv_path: Path | None,
+) -> None:  # fmt: skip
+    """Measure our disk beside its peers, all SECTIONs or some: null, memory, file, tmpfs."""
+    console = Console()
+    console.width = max(console.width, 140)  # a log is wide enough
+    if quick:
+        times, runtime = 1, 0.1
+    said: set[str] = set()
+
+    def say(line: str) -> None:
+        if line not in said:
+            console.print(line, style="yellow", soft_wrap=True)
+            said.add(line)
+
+    if len(os.sched_getaffinity(0)) < 2:
+        say("only one processor: the polling rows say nothing")
+    plan = Plan(runtime, min(0.2, runtime), depths or DEPTHS, wanted, say)
+    done = [cell for section in sections or SECTIONS for cell in _run(section, plan, times, console)]
+    if not done:
+        why = f": no name has {' or '.join(wanted)} in it" if wanted else ""
+        raise click.ClickException(f"nothing is left to measure{why}")
+    try:
+        report.write(done, machine(), times, json_path, csv_path)
+    except (ResultError, OSError) as error:
+        raise click.ClickException(str(error)) from error
