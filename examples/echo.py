@@ -23,7 +23,7 @@ class Echo(vhost.Device):
         """Copy the readable bytes of each request to its writable ones."""
         while await queue.wait():
             for chain in queue.pop_batch():
-                chain.complete(chain.write(0, chain.read(0, chain.out_bytes)))
+                chain.complete(chain.write(0, chain.read()))
             queue.flush()
 
 

@@ -16,7 +16,14 @@ __all__ = ["Chain", "ChainPtr"]
 ChainPtr = NewType("ChainPtr", FFI.CData)
 
 _push = lib.ring_vq_push
+_copy_in = lib.ring_chain_read
+_copy_out = lib.ring_chain_write
 _buffer = ffi.buffer
+_unpack = ffi.unpack
+
+SCRATCH = 4096  # bytes of a queue's private memory for `Chain.read`; what is longer takes memory of its own
+_U32 = 1 << 32
+_GONE = "this chain is not the device's any more: it was completed or its queue stopped"
 
 
 class Chain:
@@ -44,36 +51,44 @@ class Chain:
             RuntimeError: the chain was completed, or its queue stopped.
         """
         if self._ptr is None:
-            raise RuntimeError("this chain is not the device's any more: it was completed or its queue stopped")
+            raise RuntimeError(_GONE)
         return self._ptr
 
     @property
     def id(self) -> int:
         """Split: head index; packed: buffer id."""
-        p: Any = self.ptr
-        return int(p.id)
+        ptr: Any = self._ptr
+        if ptr is None:
+            raise RuntimeError(_GONE)
+        number: int = ptr.id
+        return number
 
     @property
     def out_bytes(self) -> int:
         """Bytes the driver wrote."""
-        p: Any = self.ptr
-        return int(p.out_bytes)
+        ptr: Any = self._ptr
+        if ptr is None:
+            raise RuntimeError(_GONE)
+        number: int = ptr.out_bytes
+        return number
 
     @property
     def in_bytes(self) -> int:
         """Bytes the device may write."""
-        p: Any = self.ptr
-        return int(p.in_bytes)
+        ptr: Any = self._ptr
+        if ptr is None:
+            raise RuntimeError(_GONE)
+        number: int = ptr.in_bytes
+        return number
 
     @property
     def readable(self) -> list[memoryview]:
         """What the driver wrote, read-only."""
         if self._readable is None:
             p: Any = self.ptr
-            iov = p.iov
             self._readable = [
-                memoryview(_buffer(iov[i].base, iov[i].len)).toreadonly() if iov[i].len else memoryview(b"")
-                for i in range(p.nr_out)
+                memoryview(_buffer(piece.base, piece.len)).toreadonly() if piece.len else memoryview(b"")
+                for piece in _unpack(p.iov, p.nr_out)
             ]
         return self._readable
 
@@ -82,27 +97,55 @@ class Chain:
         """Where the device writes."""
         if self._writable is None:
             p: Any = self.ptr
-            iov, first = p.iov, p.nr_out
             self._writable = [
-                memoryview(_buffer(iov[i].base, iov[i].len)) if iov[i].len else memoryview(bytearray())
-                for i in range(first, first + p.nr_in)
+                memoryview(_buffer(piece.base, piece.len)) if piece.len else memoryview(bytearray())
+                for piece in _unpack(p.iov + p.nr_out, p.nr_in)
             ]
         return self._writable
 
-    def read(self, offset: int, size: int) -> bytes:
-        """Copy up to ``size`` bytes of the readable pieces, from ``offset``; fewer where they end."""
-        ptr = self.ptr
-        out = bytearray(max(0, min(size, self.out_bytes - offset)))
-        if not out:
-            return b""
-        with ffi.from_buffer(out) as local:
-            n = lib.ring_chain_read(ptr, offset, local, len(out))
-        return bytes(out[:n])
+    def read(self, offset: int = 0, size: int | None = None) -> bytes:
+        """Copy up to ``size`` bytes of the readable pieces, from ``offset``; fewer where they end.
+
+        Args:
+            offset: bytes from the start of the first readable piece.
+            size: bytes; None: all there are, which a guest may make 4 GiB.
+
+        Raises:
+            RuntimeError: the chain was completed, or its queue stopped.
+        """
+        ptr: Any = self._ptr
+        if ptr is None:
+            raise RuntimeError(_GONE)
+        if size is None:
+            size = ptr.out_bytes
+        if 0 <= size <= SCRATCH and 0 <= offset < _U32:
+            local = self._queue._scratch
+        else:
+            size = min(size, ptr.out_bytes - offset)
+            if size <= 0:
+                return b""
+            local = ffi.new("char[]", size)
+        data: bytes = _unpack(local, _copy_in(ptr, offset, local, size))
+        return data
 
     def write(self, offset: int, data: bytes | bytearray | memoryview) -> int:
-        """Copy ``data`` to the writable pieces, from ``offset``; returns the bytes that fitted."""
+        """Copy ``data`` to the writable pieces, from ``offset``; returns the bytes that fitted.
+
+        Args:
+            offset: bytes from the start of the first writable piece.
+            data: contiguous.
+
+        Raises:
+            RuntimeError: the chain was completed, or its queue stopped.
+        """
+        ptr: Any = self._ptr
+        if ptr is None:
+            raise RuntimeError(_GONE)
+        if type(data) is bytes:
+            same: Any = data  # goes for a pointer as it is
+            return _copy_out(ptr, offset, same, len(data))
         with ffi.from_buffer(data) as local:
-            return lib.ring_chain_write(self.ptr, offset, local, len(local))
+            return _copy_out(ptr, offset, local, len(local))
 
     def complete(self, written: int = 0) -> None:
         """Give the chain back to the driver.
@@ -119,7 +162,7 @@ class Chain:
         """
         ptr: Any = self._ptr
         if ptr is None:
-            raise RuntimeError("this chain is not the device's any more: it was completed or its queue stopped")
+            raise RuntimeError(_GONE)
         if written and not 0 < written <= ptr.in_bytes:
             raise ValueError(f"written={written}, but the chain has {ptr.in_bytes} writable bytes")
         queue = self._queue

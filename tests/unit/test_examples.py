@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import pytest
 import trio
 
 from vhost import Frontend
@@ -62,6 +63,44 @@ async def test_echo(tmp_path: Path) -> None:
         for number in range(40):
             data = b"number %d" % number
             assert await fe.queues[number % 4].request([data], [100]) == (len(data), [data.ljust(100, b"\0")])
+
+
+@pytest.mark.parametrize("packed", [False, True])
+async def test_echo_in_bursts(tmp_path: Path, packed: bool) -> None:
+    """Many requests in flight, answered by the batch, each with its own bytes."""
+    socket, depth, size, total = tmp_path / "s", 32, 64, 5000
+    async with running("echo.py", socket), Frontend.connect(socket) as fe:
+        await fe.start(packed=packed, serve=False)
+        queue = fe.queues[0]
+        queue.ring.calls_off()
+        places = [(fe.memory.alloc(size), fe.memory.alloc(size)) for _ in range(depth)]
+        expected: dict[int, tuple[int, bytes]] = {}  # token: whose place, and what is to come back
+        sent = 0
+
+        def send(place: int) -> None:
+            nonlocal sent
+            out, in_ = places[place]
+            data = b"%06d" % sent * 10
+            fe.memory.write(out, data)
+            queue.ring.add([(out, len(data))], [(in_, size)], sent)
+            expected[sent] = place, data
+            sent += 1
+
+        for place in range(depth):
+            send(place)
+        with trio.fail_after(20):
+            while expected:
+                if queue.ring.publish():
+                    queue.kick()
+                for used in queue.ring.poll():
+                    place, data = expected.pop(used.token)
+                    assert used.length == len(data)
+                    assert fe.memory.read(places[place][1], len(data)) == data
+                    if sent < total:
+                        send(place)
+                await trio.lowlevel.checkpoint()
+        assert sent == total
+        assert queue.kicks < total / 20
 
 
 async def test_second_signal_ends_at_once(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import socket
+import time
 from collections.abc import Callable
 
 import pytest
@@ -13,7 +14,8 @@ import trio.lowlevel
 from model.link import BUFFERS, EVENT_IDX, INDIRECT, PACKED, RAM, Link
 
 import ring
-from ring import ErrorCode, QueueState
+from ring import ErrorCode, QueueState, waiting
+from ring._ring import lib
 
 LAYOUTS = [0, EVENT_IDX, PACKED, PACKED | EVENT_IDX]
 
@@ -49,6 +51,43 @@ def test_a_chain_shows_guest_memory() -> None:
         assert link.queue.flush()
         assert "completed" in repr(chain)
         assert [(used.token, used.length) for used in link.driver.poll()] == [(1, 8)]
+
+
+def test_chains_are_copied_whole_or_in_part() -> None:
+    """Short copies go through memory that the queue keeps, long ones do not: both stop where the pieces do."""
+    text = bytes(range(256)) * 64
+    with Link() as link:
+        link.ram[BUFFERS : BUFFERS + len(text)] = text
+        pieces = [(BUFFERS, 5000), (BUFFERS + 5000, len(text) - 5000)]
+        answer = BUFFERS + len(text)
+        link.driver.add(pieces, [(answer, 3000), (answer + 3000, 3000)])
+        link.driver.publish()
+        (chain,) = link.queue.pop_batch()
+        assert chain.read() == text
+        assert chain.read(3) == text[3:]
+        for offset in (0, 1, 4999, 5000, len(text) - 4096, len(text) - 1, len(text), len(text) + 1, 1 << 32, 1 << 40):
+            for size in (0, 1, 4095, 4096, 4097, len(text), 1 << 40):
+                assert chain.read(offset, size) == text[offset : offset + size], (offset, size)
+        assert chain.read(0, -1) == b""
+        with pytest.raises(OverflowError):
+            chain.read(-1, 1)
+        with pytest.raises(OverflowError):
+            chain.write(-1, b"")
+        for number, data in enumerate((text, bytearray(text), memoryview(text), memoryview(text).cast("I"))):
+            link.ram[answer : answer + 7000] = bytes(7000)
+            assert chain.write(number, data) == 6000 - number
+            assert link.ram[answer : answer + 7000] == bytes(number) + text[: 6000 - number] + bytes(1000)
+        grows = bytearray(text)
+        chain.write(0, grows)
+        grows += b"not held on to"
+        chain.complete(6000)
+        for use in (chain.read, lambda: chain.read(0, 1), lambda: chain.write(0, b"x"), lambda: chain.write(0, grows)):
+            with pytest.raises(RuntimeError, match="not the device's any more"):
+                use()
+        for name in ("id", "out_bytes", "in_bytes", "ptr"):
+            with pytest.raises(RuntimeError, match="not the device's any more"):
+                getattr(chain, name)
+        assert link.ram[answer : answer + 6000] == text[:6000]
 
 
 def test_completed_chains_are_closed() -> None:
@@ -266,6 +305,157 @@ async def test_batches(features: int) -> None:
             assert stats.pushed == 640
             assert stats.batches <= 20
             assert stats.notified <= 20
+            link.queue.stop()
+
+
+class Busy:
+    """A driver that never lets the ring run empty, as far as its device can tell; both share a thread."""
+
+    def __init__(self, link: Link) -> None:
+        self.link = link
+        self.batches = 0
+        self.kicks = 0
+
+    def refill(self, pending: int = 8) -> None:
+        """Take what came back, send more until there are ``pending``."""
+        self.link.driver.poll()
+        while self.link.driver.pending < pending:
+            self.link.driver.add([(BUFFERS, 4)], [(BUFFERS + 32, 4)])
+        self.kicks += self.link.driver.publish()
+
+    async def serve(self, limit: int = 100_000) -> None:
+        """The device: it ends by itself where nothing else ends it."""
+        self.refill()
+        while self.batches < limit and await self.link.queue.wait():
+            for chain in self.link.queue.pop_batch():
+                chain.complete(chain.write(0, chain.read()))
+            self.link.queue.flush()
+            self.batches += 1
+            self.refill()
+
+
+@pytest.mark.parametrize("features", LAYOUTS)
+async def test_under_load_batches_do_not_wait_for_the_event_loop(features: int) -> None:
+    """Several batches a turn, without a kick; and others have their turns all the same."""
+    turns = 0
+
+    async def other() -> None:
+        nonlocal turns
+        while True:
+            await trio.lowlevel.checkpoint()
+            turns += 1
+            busy.refill(10)
+
+    with Link(size=32, features=features) as link, trio.fail_after(20):
+        link.driver.calls_off()
+        busy = Busy(link)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(other)
+            await busy.serve(3000)
+            nursery.cancel_scope.cancel()
+        assert busy.batches == 3000
+        assert 30 < turns < 2000
+        assert busy.kicks <= 1  # the first, when nobody was at work yet
+        stats = link.queue.stats
+        assert stats.popped == stats.pushed >= 8 * 3000
+        assert stats.notified <= 1
+
+
+@pytest.mark.parametrize("how", ["cancel", "deadline", "stop", "break", "close", "pause"])
+async def test_load_does_not_keep_a_queue_from_ending(how: str) -> None:
+    with Link() as link, trio.fail_after(20):
+        link.driver.calls_off()
+        busy = Busy(link)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(busy.serve)
+            if how == "deadline":
+                nursery.cancel_scope.deadline = trio.current_time() + 0.02
+                await trio.sleep_forever()
+            await trio.sleep(0.02)
+            assert busy.batches > 8
+            if how == "cancel":
+                nursery.cancel_scope.cancel()
+            elif how == "pause":
+                link.queue.pause()
+                before = link.queue.stats.popped
+                await trio.sleep(0.01)
+                assert link.queue.stats.popped == before
+                assert link.queue.ready
+                link.queue.resume()
+                await trio.sleep(0.01)
+                assert link.queue.stats.popped > before
+                link.queue.stop()
+            elif how == "break":
+                link.queue.break_(ErrorCode.DEVICE)
+            else:
+                (link.queue.stop if how == "stop" else link.queue.close)()
+        assert busy.batches < 100_000
+
+
+@pytest.mark.parametrize("how", ["stop", "break", "pause", "cancel"])
+async def test_the_turn_ends_with_the_queue(how: str) -> None:
+    """What happens between two waits of one turn is seen by the second, though there is work at hand."""
+    with Link() as link, trio.fail_after(5):
+        for _ in range(4):
+            link.send(kick=False)
+        assert await link.queue.wait()
+        assert len(link.queue.pop_batch(1)) == 1
+        assert await link.queue.wait()
+        if how == "stop":
+            link.queue.stop()
+            assert not await link.queue.wait()
+        elif how == "break":
+            link.queue.break_(ErrorCode.DEVICE)
+            assert not await link.queue.wait()
+        elif how == "pause":
+            link.queue.pause()
+            with trio.move_on_after(0.02) as scope:
+                await link.queue.wait()
+            assert scope.cancelled_caught
+        else:
+            with trio.CancelScope() as scope:
+                scope.cancel()
+                await link.queue.wait()
+            assert scope.cancelled_caught
+            assert len(link.queue.pop_batch()) == 3
+
+
+def test_looking_on_in_vain_becomes_rare(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = 0
+
+    def look(ptr: ring.VqPtr) -> int:
+        nonlocal looks
+        looks += 1
+        return lib.ring_vq_ready(ptr)
+
+    monkeypatch.setattr(waiting, "_ready", look)
+    monkeypatch.setattr(waiting, "_SECONDS", 60.0)
+    with Link() as link:
+        ours = waiting.Turn()
+        assert not ours.goes_on(link.queue.ptr), "it has not begun"
+        assert looks == 0
+        ours.begin()
+        long = []  # which waits looked on
+        for wait in range(1000):
+            before = looks
+            assert not ours.goes_on(link.queue.ptr)
+            if looks - before > 1:
+                long.append(wait)
+        assert long[:6] == [0, 2, 6, 14, 30, 62]
+        assert len(long) < 20
+        assert looks < 5000
+        link.send(kick=False)
+        assert ours.goes_on(link.queue.ptr)
+
+
+async def test_an_idle_queue_sleeps() -> None:
+    with Link() as link, trio.fail_after(5):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(echo, link.queue)
+            await trio.sleep(0.05)
+            before = time.process_time()
+            await trio.sleep(0.3)
+            assert time.process_time() - before < 0.03
             link.queue.stop()
 
 
