@@ -434,16 +434,24 @@ class Virtqueue:
         if self._staged:
             self.flush()
         # kicks have been off since the turn began
-        if self._running and self._resumed is None and not self._missed and self._turn.goes_on(self._ptr):
+        if self._goes_on():
             await trio.lowlevel.checkpoint_if_cancelled()
             return True
         self._waiting = self._attentive = True
         try:
+            if self._turn.over:  # no reason yet to ask for kicks: the driver may be at it just now
+                await trio.lowlevel.checkpoint()
+                self._turn.begin()
+                if self._goes_on():
+                    return self._work()
             return await self._wait()
         finally:
             self._waiting = False
             self._attentive = self._drained is not None
             self._turn.begin()
+
+    def _goes_on(self) -> bool:
+        return self._running and self._resumed is None and not self._missed and self._turn.goes_on(self._ptr)
 
     async def _wait(self) -> bool:
         while self._running:
@@ -454,7 +462,7 @@ class Virtqueue:
                 self._missed = False
                 await trio.sleep(_POLL_SECONDS)  # the front-end is being asked; try again
                 return True
-            if _ready(self._ptr) or lib.ring_vq_kicks_on(self._ptr):
+            if lib.ring_vq_kicks_on(self._ptr):
                 await trio.lowlevel.checkpoint()
                 return self._work()
             if lib.ring_vq_state(self._ptr) != QueueState.RUNNING:

@@ -40,6 +40,11 @@ class Turn:
         """Other tasks have had their turns."""
         self._ends = monotonic() + _SECONDS
 
+    @property
+    def over(self) -> bool:
+        """Others are to have their turns."""
+        return monotonic() >= self._ends
+
     def goes_on(self, ptr: VqPtr) -> bool:
         """There is work in the queue, and time to do it before others have their turn.
 

