@@ -87,6 +87,8 @@ class _Lib:
         """int(*)(struct ring_drv *, struct ring_drv_used *, int)"""
     def ring_drv_publish(self, _0: CData, /) -> int:
         """int(*)(struct ring_drv *)"""
+    def ring_drv_remember(self, _0: CData, /) -> int:
+        """int(*)(struct ring_drv *)"""
     def ring_inflight_bytes(self, _0: int, _1: int, /) -> int:
         """uint64_t(*)(uint32_t, int)"""
     def ring_iotlb_clear(self, _0: CData, /) -> None:

@@ -48,6 +48,8 @@ struct ring_drv {
 	SHM uint8_t *avail;
 	SHM uint8_t *used;
 	SHM uint8_t *indirect;
+	uint64_t (*desc_was)[2];	/* split, ring_drv_remember(): what the descriptors hold; NULL: not kept */
+	uint64_t (*table_was)[2];	/* what the tables hold */
 	uint64_t indirect_gpa;
 	uint32_t size;
 	uint32_t indirect_max;
@@ -185,7 +187,24 @@ void ring_drv_free(struct ring_drv *drv)
 	free(drv->next);
 	free(drv->order);
 	free(drv->reqs);
+	free(drv->desc_was);
+	free(drv->table_was);
 	free(drv);
+}
+
+int ring_drv_remember(struct ring_drv *drv)
+{
+	if (drv->desc_was != NULL)
+		return 0;
+	/* as zeroed as the area was; nothing that is ever written is all zero, for no buffer is empty */
+	drv->desc_was = calloc(drv->size, sizeof(drv->desc_was[0]));
+	if (drv->indirect != NULL)
+		drv->table_was = calloc((size_t)drv->size * drv->indirect_max, sizeof(drv->table_was[0]));
+	if (drv->desc_was != NULL && (drv->indirect == NULL || drv->table_was != NULL))
+		return 0;
+	free(drv->desc_was);
+	drv->desc_was = NULL;
+	return -ENOMEM;
 }
 
 uint32_t ring_drv_free_slots(const struct ring_drv *drv)
@@ -210,24 +229,39 @@ static void put_desc(SHM uint8_t *at, uint64_t addr, uint32_t len, unsigned int 
 	shm_store64(at + 8, second(len, hi16_0, hi16_1));
 }
 
+/* The same at @base[@i], of which @was may know what it holds: a line that is not written stays in the device's cache. */
+static void put_again(SHM uint8_t *base, uint64_t (*was)[2], size_t i, uint64_t addr, uint32_t len, unsigned int flags,
+		      unsigned int hi16_1)
+{
+	if (was != NULL) {
+		uint64_t val = second(len, flags, hi16_1);
+
+		if (was[i][0] == addr && was[i][1] == val)
+			return;
+		was[i][0] = addr;
+		was[i][1] = val;
+	}
+	put_desc(base + 16 * i, addr, len, flags, hi16_1);
+}
+
 /* Fill the table of request @id; returns its guest address. The tables of both layouts differ in the last two words. */
 static uint64_t put_table(struct ring_drv *drv, uint32_t id, const struct ring_drv_buf *bufs, uint32_t nr_out,
 			  uint32_t nr)
 {
-	uint64_t off = 16ULL * drv->indirect_max * id;
-	SHM uint8_t *table = drv->indirect + off;
+	size_t first = (size_t)drv->indirect_max * id;
 
 	for (uint32_t i = 0; i < nr; i++) {
 		unsigned int flags = i >= nr_out ? F_WRITE : 0;
 
 		if (drv->packed)
-			put_desc(table + 16ULL * i, bufs[i].addr, bufs[i].len, 0, flags);
+			put_again(drv->indirect, drv->table_was, first + i, bufs[i].addr, bufs[i].len, 0, flags);
 		else if (i + 1 < nr)
-			put_desc(table + 16ULL * i, bufs[i].addr, bufs[i].len, flags | F_NEXT, i + 1);
+			put_again(drv->indirect, drv->table_was, first + i, bufs[i].addr, bufs[i].len, flags | F_NEXT,
+				  i + 1);
 		else
-			put_desc(table + 16ULL * i, bufs[i].addr, bufs[i].len, flags, 0);
+			put_again(drv->indirect, drv->table_was, first + i, bufs[i].addr, bufs[i].len, flags, 0);
 	}
-	return drv->indirect_gpa + off;
+	return drv->indirect_gpa + 16 * first;
 }
 
 /* Descriptors start at the free list's head; returns the last one. */
@@ -241,9 +275,9 @@ static uint16_t put_split(struct ring_drv *drv, const struct ring_drv_buf *bufs,
 		last = at;
 		at = drv->next[at];
 		if (i + 1 < nr)
-			put_desc(drv->desc + 16ULL * last, bufs[i].addr, bufs[i].len, flags | F_NEXT, at);
+			put_again(drv->desc, drv->desc_was, last, bufs[i].addr, bufs[i].len, flags | F_NEXT, at);
 		else
-			put_desc(drv->desc + 16ULL * last, bufs[i].addr, bufs[i].len, flags, 0);
+			put_again(drv->desc, drv->desc_was, last, bufs[i].addr, bufs[i].len, flags, 0);
 	}
 	drv->free_head = at;
 	return last;
@@ -303,7 +337,7 @@ int ring_drv_add(struct ring_drv *drv, const struct ring_drv_buf *bufs, uint32_t
 		if (indirect) {
 			drv->free_head = drv->next[id];
 			table = put_table(drv, id, bufs, nr_out, nr);
-			put_desc(drv->desc + 16ULL * id, table, 16 * nr, F_INDIRECT, 0);
+			put_again(drv->desc, drv->desc_was, id, table, 16 * nr, F_INDIRECT, 0);
 		} else {
 			last = put_split(drv, bufs, nr_out, nr);
 		}
@@ -425,10 +459,14 @@ static uint16_t take(struct ring_drv *drv, struct ring_drv_used *out)
 
 static int poll_split(struct ring_drv *drv, struct ring_drv_used *out, int max)
 {
-	uint16_t g_left = (uint16_t)(shm_load16_acquire(drv->used + 2) - drv->used_idx);
-	uint32_t left = g_left;
+	uint16_t g_left;
+	uint32_t left;
 	int n = 0;
 
+	/* both lines come at the same time */
+	__builtin_prefetch(drv->used + 4 + 8ULL * (drv->used_idx & (drv->size - 1)));
+	g_left = (uint16_t)(shm_load16_acquire(drv->used + 2) - drv->used_idx);
+	left = g_left;
 	if (left > drv->pending) {
 		drv->error = -RING_E_DUP;
 		return drv->error;

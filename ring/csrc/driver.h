@@ -45,6 +45,11 @@ struct ring_drv *ring_drv_new(void *area, uint64_t gpa, uint32_t size, uint64_t 
 			      uint32_t base);
 void ring_drv_free(struct ring_drv *drv);
 /*
+ * From now on descriptors of the split ring and of tables that would be written with what they hold already are left
+ * alone. For load generators, before the first ring_drv_add(): nobody else may write there. 0, -ENOMEM.
+ */
+int ring_drv_remember(struct ring_drv *drv);
+/*
  * Add a request: @nr_out readable then @nr_in writable buffers. @indirect 1: in an indirect table. Not yet visible.
  * Returns the id, -ENOSPC, -EINVAL.
  */

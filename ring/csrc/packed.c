@@ -163,6 +163,7 @@ VQ_INLINE int packed_pop_ring(struct ring_vq *vq, struct ring_chain **chains, in
 	d[1] = shm_load64_acquire(vq->desc + (size_t)VQ_DESC_BYTES * pos + 8);
 	if (!packed_is_avail(d[1], wrap))
 		return 0;
+	vq_guess(vq);
 	near_init(&near, vq);
 	for (got = 0;;) {
 		struct ring_chain *chain = NULL;

@@ -94,13 +94,18 @@ VQ_INLINE int split_pop_ring(struct ring_vq *vq, struct ring_chain **chains, int
 	uint64_t d[SPLIT_RUN][2], detail = 0;
 	uint16_t g_head[SPLIT_RUN];
 	uint16_t last = vq->last_avail;
-	/* Pairs with the driver's release of avail->idx: heads and descriptors are there. */
-	uint16_t g_new = (uint16_t)(shm_load16_acquire(vq->avail + VQ_AVAIL_IDX) - last);
+	uint16_t g_new;
 	uint32_t n, run, i, got = 0;
 	int rc = 0;
 
+	/* Both lines come at the same time: where there is one new head, its entry is waited for as long as the index. */
+	__builtin_prefetch(vq->avail + VQ_AVAIL_RING + 2 * (last & vq->mask));
+	/* Pairs with the driver's release of avail->idx: heads and descriptors are there. */
+	g_new = (uint16_t)(shm_load16_acquire(vq->avail + VQ_AVAIL_IDX) - last);
 	if (!g_new)
 		return 0;
+	vq_guess(vq);
+	__builtin_prefetch(vq->used + VQ_USED_RING + 8 * (vq->staged & vq->mask), 1);
 	if (vq_unlikely(g_new > vq->size))
 		return vq_pop_stopped(vq, 0, -RING_E_AVAIL, g_new);
 	n = g_new < (uint32_t)max ? g_new : (uint32_t)max;

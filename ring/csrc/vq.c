@@ -48,6 +48,7 @@ static void free_run(struct ring_vq *vq)
 	vq->iov_arena = NULL;
 	vq->inflight_arena = NULL;
 	vq->slots = NULL;
+	vq->guess = NULL;
 	vq->order = NULL;
 	memset(vq->pool, 0, sizeof(vq->pool));
 	memset(&vq->inflight, 0, sizeof(vq->inflight));

@@ -153,6 +153,8 @@ struct ring_vq {
 	uint32_t stride;	/* packed: ring slots of the last chain, a guess at the next */
 	uint32_t first_pos;	/* packed: first staged slot; written last, by flush */
 	uint64_t first_val;
+	struct ring_chain *guess;	/* popped last: see vq_guess() */
+	const SHM uint8_t *table;	/* the last one: for vq_guess() only */
 	struct vq_pool pool[VQ_POOLS];
 	int call_fd;
 
@@ -236,7 +238,29 @@ VQ_INLINE void vq_taken(struct ring_vq *vq, struct ring_chain *chain, uint64_t s
 {
 	chain->state = VQ_CHAIN_POPPED;
 	vq->order[seq & vq->order_mask] = chain->id;
+	if (chain->nr_in)	/* most devices write a status there; before the other, for it is often the same line */
+		__builtin_prefetch(chain->iov[chain->nr_out + chain->nr_in - 1].base, 1);
 	if (chain->nr_out)	/* every device reads the start of a request next */
+		__builtin_prefetch(chain->iov->base);
+	vq->guess = chain;
+}
+
+/*
+ * A driver that has one request under way sends the next in the same buffers: what the last chain used is on its way
+ * while its successor's descriptors are still being read. Hints and nothing more; the memory may even be gone.
+ */
+VQ_INLINE void vq_guess(const struct ring_vq *vq)
+{
+	const struct ring_chain *chain = vq->guess;
+
+	if (vq->in_flight || chain == NULL)
+		return;
+	__builtin_prefetch(vq->table);
+	if (!vq->packed)
+		__builtin_prefetch(vq->desc + (size_t)VQ_DESC_BYTES * chain->id);
+	if (chain->nr_in)
+		__builtin_prefetch(chain->iov[chain->nr_out + chain->nr_in - 1].base, 1);
+	if (chain->nr_out)
 		__builtin_prefetch(chain->iov->base);
 }
 

@@ -294,6 +294,7 @@ VQ_INLINE uint32_t walk_fast(struct ring_vq *vq, struct vq_near *near, struct ri
 		if (vq_unlikely(table == NULL || (uintptr_t)table & 7))
 			return 0;
 		*g_id = (uint16_t)(d[1] >> 32);
+		vq->table = table;
 		shm_load_desc(d, table);
 		nr = near_list(near, vq, chain, d, table, 0, g_len / VQ_DESC_BYTES, &unused, packed, true) ? 1 : 0;
 	}

@@ -24,7 +24,7 @@ enum {
 	WORKER_POLL_MAX_US = 50,	/* default upper end of the adaptive window */
 	WORKER_ARMED_NS = 20000,	/* how often armed sources are looked at while others are active */
 	WORKER_BUSY_LOOPS = 32,		/* loops with work between two looks at the clock */
-	WORKER_IDLE_TURNS = 8,		/* turns that found nothing between two looks at the clock */
+	WORKER_IDLE_TURNS = 64,		/* turns that found nothing between two looks at the clock */
 	WORKER_TICK_NS = 1000000,	/* sources without a kick fd */
 	WORKER_EVENTS = 64,
 

@@ -24,6 +24,9 @@
 
 enum {
 	BLK_BATCH = 64,			/* chains popped at once */
+	BLK_AHEAD_BYTES = 16 * 1024,	/* fetched ahead of a copy: more would push out what is being copied */
+	BLK_LINE = 64,			/* of a cache, bytes */
+	BLK_SHARE = 8,			/* chains published at once for a driver that polls */
 	BLK_BOUNCES = 8,		/* buffers of a queue for what O_DIRECT does not take in place */
 	BLK_BOUNCE_BYTES = 256 * 1024,
 	BLK_ZEROS_BYTES = 256 * 1024,	/* zeros are written this much at a time */
@@ -136,6 +139,7 @@ struct blk_queue {
 	uint32_t once_skip;		/* reads that are not tried at once: see store_file.c */
 	uint32_t once_misses;		/* in a row */
 	bool once_never;		/* this file cannot do it */
+	bool told;			/* the driver wanted to be told of the last batch */
 	bool once_few;			/* few requests are in flight */
 	bool throttled;
 	uint8_t nr_bounces;		/* free ones */

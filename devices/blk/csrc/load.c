@@ -183,6 +183,10 @@ int load_add_queue(struct load *load, struct ring_drv *drv, int kick_fd, int cal
 	q = calloc(1, sizeof(*q));
 	if (q == NULL)
 		return -ENOMEM;
+	if (ring_drv_remember(drv) < 0) {
+		free(q);
+		return -ENOMEM;
+	}
 	q->drv = drv;
 	q->kick_fd = kick_fd;
 	q->call_fd = call_fd;

@@ -75,7 +75,7 @@ struct load *load_new(const struct load_config *config);
 void load_free(struct load *load);
 /*
  * Add a queue. @slots: @depth pieces of LOAD_SLOT_BYTES; @data: @depth blocks; each with its guest address. The caller
- * keeps all of it, the ring and the descriptors until load_free(). 0, -ENOSPC.
+ * keeps all of it, the ring and the descriptors until load_free(). 0, -ENOSPC, -ENOMEM.
  */
 int load_add_queue(struct load *load, struct ring_drv *drv, int kick_fd, int call_fd, void *slots,
 		   uint64_t slots_gpa, void *data, uint64_t data_gpa);

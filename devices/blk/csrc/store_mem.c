@@ -94,6 +94,8 @@ struct blk_store *blk_memory_new(uint64_t size)
 		free(m);
 		return NULL;
 	}
+	/* random access to small pages costs a walk of the page tables each; refused: only slower */
+	madvise(m->base, size, MADV_HUGEPAGE);
 	m->size = size;
 	m->store.ops = &ops;
 	m->store.kind = BLK_INLINE_MEMORY;
