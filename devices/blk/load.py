@@ -10,7 +10,7 @@ import errno
 import os
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AsyncExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -23,8 +23,10 @@ from vhost.constants import VirtioFeature
 from vhost.errors import DeviceError, VhostError
 from vhost.frontend import Frontend, Memory, NativeRing, Queue
 from vhost.frontend.core import DEVICE_FEATURES, Target
+from vhost.frontend.link import Link
+from vhost.frontend.memory import PAGE
 
-__all__ = ["PATTERNS", "Latency", "Result", "Workload", "measure"]
+__all__ = ["PATTERNS", "Latency", "Result", "Workload", "measure", "measure_all"]
 
 PATTERNS: Final = {
     # name: percent of reads (None: as asked), random
@@ -68,6 +70,7 @@ class Workload:
         verify: write a pattern first, then check every read.
         size: bytes of the disk to use; 0: all (with `verify` at most 64 MiB).
         hugepages: guest memory in 2 MiB pages.
+        regions: memory regions the back-end is told of; above 1 each block of data lies in one of its own.
         cpus: processor of each front-end thread; empty: not pinned.
     """
 
@@ -88,6 +91,7 @@ class Workload:
     verify: bool = False
     size: int = 0
     hugepages: bool = False
+    regions: int = 1
     cpus: Sequence[int] = ()
     seed: int = 1
 
@@ -103,6 +107,8 @@ class Workload:
             raise ValueError(f"{self.threads} threads for {self.queues} queues: every thread needs a queue")
         if missing := set(self.cpus) - os.sched_getaffinity(0):
             raise ValueError(f"this process may not run on processor {min(missing)}")
+        if self.regions < 1 or (self.regions > 1 and self.hugepages):
+            raise ValueError(f"{self.regions} memory regions: at least 1, and no huge pages with several")
         if self.queues > lib.LOAD_QUEUES:
             raise ValueError(f"{self.queues} queues, at most {lib.LOAD_QUEUES} are driven")
 
@@ -158,8 +164,9 @@ class Result:
 class _Peer:
     """CPU time and context switches of the back-end's process, if it is one other than ours."""
 
-    def __init__(self, pid: int) -> None:
-        self.pid = pid if pid not in (0, os.getpid()) else None
+    def __init__(self, frontends: Sequence[Frontend]) -> None:
+        pids = {frontend.backend_pid for frontend in frontends}
+        self.pid = pids.pop() if len(pids) == 1 and not pids & {0, os.getpid()} else None
 
     def cpu_ns(self) -> int | None:
         if self.pid is None:
@@ -184,10 +191,35 @@ class _Peer:
         return total
 
 
+class _Buffers:
+    """Memory for data: of the rings' region, or in regions of their own, a block in each."""
+
+    def __init__(self, memory: Memory, workload: Workload, queues: int) -> None:
+        self._memory = memory
+        self._end = 0
+        if workload.regions > 1:
+            block = -(-workload.block_bytes // PAGE) * PAGE
+            blocks = queues * workload.depth
+            count = workload.regions - 1
+            # more blocks than regions: several in each
+            each = block * -(-blocks // count)
+            gpa = memory.regions[-1].gpa + memory.regions[-1].size
+            self._end = memory.add_pieces(gpa, each, count).gpa + each * count
+
+    def take(self, size: int) -> int:
+        """From the far end: a back-end that searches in order has the longest way."""
+        if not self._end:
+            return self._memory.alloc(size, 4096)
+        self._end -= -(-size // PAGE) * PAGE
+        return self._end
+
+
 class _Generator:
     """One thread's `struct load` with its queues and buffers."""
 
-    def __init__(self, workload: Workload, memory: Memory, start: int, size: int, cpu: int | None) -> None:
+    def __init__(
+        self, workload: Workload, memory: Memory, buffers: _Buffers, start: int, size: int, cpu: int | None
+    ) -> None:
         percent, random = PATTERNS[workload.rw]
         config = ffi.new("struct load_config *")
         config.disk_start, config.disk_bytes = start, size
@@ -199,7 +231,7 @@ class _Generator:
         self.cpu = cpu
         self.workload = workload
         self.memory = memory
-        self._indirect = False
+        self.buffers = buffers
         self._config = config
         self._ptr: Any = None
 
@@ -211,7 +243,7 @@ class _Generator:
         for queue in queues:
             assert isinstance(queue.ring, NativeRing)
             slots = self.memory.alloc(lib.LOAD_SLOT_BYTES * self.workload.depth, 4096)
-            data = self.memory.alloc(self.workload.block_bytes * self.workload.depth, 4096)
+            data = self.buffers.take(self.workload.block_bytes * self.workload.depth)
             code = lib.load_add_queue(
                 self._ptr, queue.ring.driver.ptr, queue.kick_fd, queue.call_fd,
                 ffi.cast("void *", self.memory.hva(slots)), slots,
@@ -263,24 +295,46 @@ async def measure(target: Target, workload: Workload) -> Result:
 
     Cancellation: the generator stops within a round; data on the disk may be half written.
     """
+    return await measure_all([target], workload)
+
+
+async def measure_all(targets: Sequence[Target], workload: Workload) -> Result:
+    """The same load on several disks at once, each with `workload.queues` queues, by the same threads.
+
+    What the back-end's process spends is known where all are of one process. Arguments, errors as `measure`.
+    """
     workload.check()
-    with Memory(_memory_bytes(workload), hugepages=workload.hugepages) as memory:
-        async with Frontend.connect(target, memory=memory) as frontend:
-            if frontend.num_queues < workload.queues and workload.queues > 1:
-                raise VhostError(
-                    f"the back-end has {frontend.num_queues} queues, {workload.queues} were asked for; "
-                    "start it with more"
-                )
-            capacity = 512 * int.from_bytes(await frontend.get_config(0, _CONFIG_BYTES), "little")
-            direct = not (workload.indirect and frontend.features_offered & VirtioFeature.INDIRECT_DESC)
-            await frontend.start(
-                queues=workload.queues, size=_queue_size(workload, direct), packed=workload.packed,
-                event_idx=workload.event_idx, indirect=workload.indirect,
-                features=DEVICE_FEATURES, serve=False, indirect_max=_INDIRECT_MAX,
-            )  # fmt: skip
-            if frontend.features & _RO and (PATTERNS[workload.rw][0] != 100 or workload.verify):
-                raise VhostError("the disk is read-only; use read or randread without verification")
-            return await _drive(frontend, workload, capacity)
+    if workload.verify and len(targets) > 1:
+        raise ValueError("verification takes one disk: what is written is spread over all queues")
+    queues = workload.queues * len(targets)
+    if queues > lib.LOAD_QUEUES * workload.threads:
+        raise ValueError(f"{queues} queues for {workload.threads} threads, at most {lib.LOAD_QUEUES} each")
+    async with AsyncExitStack() as stack:
+        memory = stack.enter_context(Memory(_memory_bytes(workload, queues), hugepages=workload.hugepages))
+        buffers = _Buffers(memory, workload, queues)
+        frontends = [await stack.enter_async_context(Frontend.connect(target, memory=memory)) for target in targets]
+        capacity = min([await _start(frontend, workload) for frontend in frontends])
+        return await _drive(frontends, buffers, workload, capacity)
+
+
+async def _start(frontend: Frontend, workload: Workload) -> int:
+    """Start its queues; the disk's size in bytes."""
+    if frontend.num_queues < workload.queues and workload.queues > 1:
+        raise VhostError(
+            f"the back-end has {frontend.num_queues} queues, {workload.queues} were asked for; start it with more"
+        )
+    if workload.regions > max(frontend.max_mem_slots, frontend.personality.max_regions):
+        raise VhostError(f"the back-end takes {frontend.max_mem_slots} memory regions, not {workload.regions}")
+    capacity = 512 * int.from_bytes(await frontend.get_config(0, _CONFIG_BYTES), "little")
+    direct = not (workload.indirect and frontend.features_offered & VirtioFeature.INDIRECT_DESC)
+    await frontend.start(
+        queues=workload.queues, size=_queue_size(workload, direct), packed=workload.packed,
+        event_idx=workload.event_idx, indirect=workload.indirect,
+        features=DEVICE_FEATURES, serve=False, indirect_max=_INDIRECT_MAX,
+    )  # fmt: skip
+    if frontend.features & _RO and (PATTERNS[workload.rw][0] != 100 or workload.verify):
+        raise VhostError("the disk is read-only; use read or randread without verification")
+    return capacity
 
 
 def _queue_size(workload: Workload, direct: bool) -> int:
@@ -288,28 +342,31 @@ def _queue_size(workload: Workload, direct: bool) -> int:
     return workload.queue_size or 1 << (need - 1).bit_length()
 
 
-def _memory_bytes(workload: Workload) -> int:
+def _memory_bytes(workload: Workload, queues: int) -> int:
     ring_bytes = _queue_size(workload, direct=True) * (16 + 2 + 8 + 16 * _INDIRECT_MAX)
     buffers = workload.depth * (workload.block_bytes + lib.LOAD_SLOT_BYTES)
-    return (workload.queues * (ring_bytes + buffers + (64 << 10)) + (4 << 20)) & -(2 << 20)
+    return (queues * (ring_bytes + buffers + (64 << 10)) + (4 << 20)) & -(2 << 20)
 
 
-async def _drive(frontend: Frontend, workload: Workload, capacity: int) -> Result:
+async def _drive(frontends: Sequence[Frontend], buffers: _Buffers, workload: Workload, capacity: int) -> Result:
+    first = frontends[0]
     size = min(workload.size or (64 << 20 if workload.verify else capacity), capacity)
     share = size // workload.threads // workload.block_bytes * workload.block_bytes
     if share < workload.block_bytes:
         raise ValueError(f"{size} bytes are too little for blocks of {workload.block_bytes}; use a larger disk")
-    indirect = bool(frontend.features & VirtioFeature.INDIRECT_DESC)
+    indirect = bool(first.features & VirtioFeature.INDIRECT_DESC)
     cpus = list(workload.cpus)
     generators = [
-        _Generator(workload, frontend.memory, thread * share, share, cpus[thread % len(cpus)] if cpus else None)
+        _Generator(
+            workload, first.memory, buffers, thread * share, share, cpus[thread % len(cpus)] if cpus else None
+        )
         for thread in range(workload.threads)
-    ]
-    run = _Runner(frontend, len(generators))
+    ]  # fmt: skip
+    run = _Runner(frontends, len(generators))
     try:
+        queues = [queue for frontend in frontends for queue in frontend.queues.values()]
         for thread, generator in enumerate(generators):
-            mine = [queue for index, queue in frontend.queues.items() if index % len(generators) == thread]
-            generator.start(mine, indirect)
+            generator.start(queues[thread :: len(generators)], indirect)
         if workload.verify:
             for generator in generators:
                 with generator.mode(0, True):
@@ -317,15 +374,16 @@ async def _drive(frontend: Frontend, workload: Workload, capacity: int) -> Resul
                 _check(generator)
         if workload.warmup:
             await run(generators, workload.warmup, lib.LOAD_RUN)
-        peer = _Peer(frontend.backend_pid)
+        peer = _Peer(frontends)
         switches, cpu = peer.switches(), peer.cpu_ns()
         await run(generators, workload.runtime, lib.LOAD_RUN)
         cpu_after, switches_after = peer.cpu_ns(), peer.switches()
         result = _result(
-            frontend, workload, generators, _difference(cpu, cpu_after), _difference(switches, switches_after)
+            first, workload, generators, _difference(cpu, cpu_after), _difference(switches, switches_after)
         )
         await run(generators, _DRAIN_S, lib.LOAD_DRAIN)
-        await frontend.stop()
+        for frontend in frontends:
+            await frontend.stop()
     finally:
         for generator in generators:
             generator.close()
@@ -339,8 +397,8 @@ def _difference(before: int | None, after: int | None) -> int | None:
 class _Runner:
     """Runs generators, each on a thread, until they are through, cancelled, or the back-end goes away."""
 
-    def __init__(self, frontend: Frontend, threads: int) -> None:
-        self._link = frontend.link
+    def __init__(self, frontends: Sequence[Frontend], threads: int) -> None:
+        self._links = [frontend.link for frontend in frontends]
         self._limiter = trio.CapacityLimiter(threads)
 
     async def __call__(self, generators: Sequence[_Generator], seconds: float, mode: int) -> None:
@@ -349,20 +407,22 @@ class _Runner:
         async def one(number: int) -> None:
             codes[number] = await trio.to_thread.run_sync(generators[number].run, seconds, mode, limiter=self._limiter)
 
-        async def watch() -> None:
+        async def watch(link: Link) -> None:
             try:
-                await self._link.gone.wait()
+                await link.gone.wait()
             finally:  # cancelled or not: the threads must come back
                 for generator in generators:
                     generator.stop()
 
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(watch)
+            for link in self._links:
+                nursery.start_soon(watch, link)
             async with trio.open_nursery() as threads:
                 for number in range(len(generators)):
                     threads.start_soon(one, number)
             nursery.cancel_scope.cancel()
-        self._link.check()
+        for link in self._links:
+            link.check()
         for number, code in codes.items():
             if code == -errno.ETIME:
                 raise DeviceError(f"the back-end left requests unanswered for {seconds:g} s")

@@ -13,7 +13,7 @@ import trio
 from click.testing import CliRunner
 
 from devices.blk.bench import command
-from devices.blk.load import Workload, measure
+from devices.blk.load import Workload, measure, measure_all
 from vhost.bench import cell_of, load
 from vhost.cli.bench import command as bench
 from vhost.errors import ConnectionClosed, VhostError
@@ -85,12 +85,47 @@ async def test_verifies(poll: bool) -> None:
         assert "does not hold what was written" in result.first_error
 
 
+@pytest.mark.parametrize(("regions", "packed"), [(2, False), (40, True), (509, False)])
+async def test_data_in_many_regions(regions: int, packed: bool) -> None:
+    """Each block lies in a memory region of its own, as far as there are as many; all of them are compared."""
+    workload = Workload(
+        rw="randrw", depth=64, queues=2, verify=True, regions=regions, packed=packed, size=4 << 20, **FAST
+    )  # fmt: skip
+    with peerlib.vhost_blk() as backend:
+        result = await measure(backend.path, workload)
+    assert result.errors == 0, result.first_error
+    assert result.requests > 100
+
+
+async def test_too_many_regions() -> None:
+    with peerlib.vhost_blk() as backend, pytest.raises(VhostError, match="takes 509 memory regions, not 510"):
+        await measure(backend.path, Workload(regions=510))
+
+
+async def test_several_disks() -> None:
+    """One thread, the queues of all; the CPU time of their process is known, of two processes it is not."""
+    workload = Workload(rw="randrw", depth=16, queues=2, size=1 << 20, **FAST)
+    with peerlib.vhost_blk() as one, peerlib.vhost_blk() as other:
+        result = await measure_all([one.path, other.path], workload)
+        assert result.errors == 0, result.first_error
+        assert result.backend_cpu_us is None
+        with pytest.raises(ValueError, match="takes one disk"):
+            await measure_all([one.path, other.path], Workload(verify=True))
+    with peerlib.vhost_blk() as one:
+        result = await measure_all([one.path], workload)
+        assert result.backend_cpu_us is not None
+        with pytest.raises(ValueError, match="66 queues for 1 threads"):
+            await measure_all([one.path] * 33, workload)
+
+
 async def test_words_for_mistakes() -> None:
     for workload, words in (
         (Workload(rw="sideways"), "is none of"),
         (Workload(block_bytes=1000), "no multiple of 512"),
         (Workload(depth=0), "is not 1 to 1024"),
         (Workload(threads=2), "every thread needs a queue"),
+        (Workload(regions=0), "at least 1"),
+        (Workload(regions=2, hugepages=True), "no huge pages with several"),
         (Workload(cpus=(4711,)), "may not run on processor 4711"),
     ):
         with pytest.raises(ValueError, match=words):

@@ -33,6 +33,7 @@ class Region:
         size: bytes.
         offset: of the region in its file, bytes.
         fd: the memfd, owned by the region.
+        owner: of `fd` and `map`; False where another region is.
     """
 
     gpa: int
@@ -42,6 +43,7 @@ class Region:
     fd: int
     map: mmap.mmap
     view: memoryview
+    owner: bool = True
 
     @classmethod
     def create(cls, gpa: int, size: int, *, uaddr: int | None = None, offset: int = 0, hugepages: bool = False) -> Self:
@@ -77,11 +79,13 @@ class Region:
         """Unmap and close; memory still referenced by somebody's buffer stays mapped until that is gone."""
         if self.fd < 0:
             return
-        os.close(self.fd)
+        if self.owner:
+            os.close(self.fd)
         self.fd = -1
         try:
             self.view.release()
-            self.map.close()
+            if self.owner:
+                self.map.close()
         except BufferError:
             pass  # a driver ring still holds a pointer; the mapping goes with it
 
@@ -123,6 +127,27 @@ class Memory:
         self.regions.append(region)
         self._give(gpa, size)
         return region
+
+    def add_pieces(self, gpa: int, size: int, count: int) -> Region:
+        """One file, mapped here as one, that a back-end gets as `count` adjoining regions; not for `alloc`.
+
+        Args:
+            size: bytes of each, whole pages.
+
+        Returns:
+            The first; the addresses of the others follow it, guest-physical and in this process.
+        """
+        whole = Region.create(gpa, size * count)
+        pieces = [
+            Region(
+                gpa + at, whole.uaddr + at, size, at, whole.fd, whole.map, whole.view[at : at + size], owner=False
+            )
+            for at in range(size, size * count, size)
+        ]  # fmt: skip
+        whole.size, whole.view = size, whole.view[:size]
+        # the owner is closed last
+        self.regions += [*reversed(pieces), whole]
+        return whole
 
     def remove(self, region: Region) -> None:
         """Drop a region; allocations in it are gone. The back-end is not told."""
