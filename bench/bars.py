@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from bench.cost import MANY
 from bench.peers import SPDK, STORAGE_DAEMON, ours_name
 from bench.rounds import Cell, spread
 
@@ -63,6 +64,14 @@ BARS = (
     Bar("file", POLLING, FIO, 0.95, "polling", (32,)),
     Bar("tmpfs", POLLING, STORAGE_DAEMON, 2.5, "polling", (32,)),
     Bar("tmpfs", POLLING, FIO, 0.85, "polling", (32,)),
+    *(
+        Bar("cost", tuple(ours_name(more=words) for words in many), ours_name(more=one), 0.9, figure="per_cpu_second")
+        for one, many in MANY.items()
+    ),
+    Bar("idle", DEFAULT, "", 0.1, figure="backend_cpu_percent", most=True),
+    Bar("rate", DEFAULT[:1], POLLING[0], 0.5, figure="backend_cpu_percent", most=True),
+    Bar("rate", DEFAULT[:1], POLLING[0], 1.2, figure="latency.p50_us", most=True),
+    Bar("python", ("examples/echo.py",), "", 200_000),
 )
 
 
@@ -97,10 +106,10 @@ def verdicts(cell: Cell) -> Iterator[Verdict]:
 def _verdict(cell: Cell, bar: Bar, mine: str, than: str, values: list[float]) -> Verdict:
     middle = statistics.median(values)
     over = middle - bar.limit if bar.most else bar.limit - middle
-    missed = over / bar.limit if bar.limit else over
+    missed = over / bar.limit
     figure = "" if bar.figure == "iops" else f"{FIGURES.get(bar.figure, bar.figure)}: "
     words = f"{figure}{'at most' if bar.most else 'at least'} {bar.limit:,g}{f' x {than}' if than else ''}"
-    return Verdict(cell, mine, bar, words, spread(values), missed)
+    return Verdict(cell, mine, bar, words, spread(values, "{:,.0f}" if middle >= 1000 else "{:,.2f}"), missed)
 
 
 FIGURES = {
@@ -108,5 +117,5 @@ FIGURES = {
     "backend_cpu_us": "CPU",
     "backend_cpu_percent": "CPU %",
     "latency.p50_us": "p50",
-    "per_cpu_second": "requests per CPU second",
+    "per_cpu_second": "req/CPU s",
 }

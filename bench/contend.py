@@ -15,7 +15,7 @@ import trio
 
 from bench.peers import WHERE, Peer, Store
 from bench.stage import Stage
-from devices.blk.load import Result, Workload, measure
+from devices.blk.load import Result, Workload, measure_all
 from vhost.errors import VhostError
 
 #: one run: names and values as `vhost bench blk --json` has them, ``workload`` among them
@@ -36,7 +36,9 @@ def figures_of(result: Result) -> Figures:
     """Without what fills files: the histogram."""
     found = replace(result, histogram=[]).as_dict()
     del found["histogram"]
-    return found
+    spent = found["backend_cpu_us"]
+    # how the cost of a request is compared: the back-end's, whatever the front-end made of it
+    return {**found, "per_cpu_second": 1e6 / spent if spent else None}
 
 
 @dataclass(frozen=True)
@@ -45,11 +47,12 @@ class Backend:
 
     Attributes:
         hugepages: guest memory in 2 MiB pages, for all in a cell if one needs it.
-        queues: what this one is driven with differently from the cell's workload, as are `depth`, `regions`.
+        more: fields of the workload that are its own.
     """
 
     peer: Peer
     hugepages: bool = False
+    more: tuple[tuple[str, Any], ...] = ()
 
     @property
     def name(self) -> str:
@@ -58,10 +61,11 @@ class Backend:
     def run(self, stage: Stage, workload: Workload, *, together: bool) -> Figures:
         live = stage.awake(self.peer, together=together)
         assert live is not None
-        (socket,) = stage.sockets(self.peer)
-        mine = replace(workload, packed=self.peer.packed, hugepages=self.hugepages, cpus=(stage.places.front,))
+        mine = replace(
+            workload, packed=self.peer.packed, hugepages=self.hugepages, cpus=(stage.places.front,), **dict(self.more)
+        )
         try:
-            result = trio.run(measure, socket, mine)
+            result = trio.run(measure_all, stage.sockets(self.peer), mine)
         except (VhostError, ValueError) as error:
             raise click.ClickException(f"{self.name}: {error}\n{live.words}") from error
         if result.errors:

@@ -170,26 +170,28 @@ def spdk(store: Store) -> list[Peer]:
         "memory": ("bdev_malloc_create", {}),
         "direct": ("bdev_uring_create", {"filename": str(store.path)}),
     }[store.kind]
-    disk = {"name": "disk", "block_size": 512, **params}
+    disk: dict[str, object] = {"name": "disk", "block_size": 512, **params}
     if not params:
         disk["num_blocks"] = blocks
-    peers = []
+    steps: list[tuple[str, str, dict[str, object]]] = [("bdev", method, disk)]
     for packed in (False, True):
-        controller = {"ctrlr": "s", "dev_name": "disk", "packed_ring": packed}
-        steps = (("bdev", method, disk), ("vhost_blk", "vhost_create_blk_controller", controller))
-        config = {
-            "subsystems": [
-                {"subsystem": name, "config": [{"method": method, "params": params}]} for name, method, params in steps
-            ]
-        }
-        command = (
-            str(folder / "build/bin/vhost"), "-m", "[{back}]", "-S", "{folder}", "-r", "{folder}/rpc",
-            "-c", "{folder}/config", "-s", str(192 + (store.bytes // MIB if store.kind == "memory" else 0)), "-R",
-            "--no-pci", "--iova-mode", "va",
-        )  # fmt: skip
-        program = Program(command, ("s",), json.dumps(config), spins=True)
-        peers.append(Peer(spdk_name(store, packed=packed), program, ("s",), packed, hugepages=True))
-    return peers
+        controller: dict[str, object] = {"ctrlr": _layout(packed), "dev_name": "disk", "packed_ring": packed}
+        steps.append(("vhost_blk", "vhost_create_blk_controller", controller))
+    config = {
+        "subsystems": [
+            {"subsystem": name, "config": [{"method": method, "params": params}]} for name, method, params in steps
+        ]
+    }
+    mib = 256 + (store.bytes // MIB if store.kind == "memory" else 0)
+    command = (
+        str(folder / "build/bin/vhost"), "-m", "[{back}]", "-S", "{folder}", "-r", "{folder}/rpc",
+        "-c", "{folder}/config", "-s", str(mib), "-R", "--no-pci", "--iova-mode", "va", "--disable-cpumask-locks",
+    )  # fmt: skip
+    program = Program(command, ("split", "packed"), json.dumps(config), spins=True)
+    return [
+        Peer(spdk_name(store, packed=packed), program, (_layout(packed),), packed, hugepages=True)
+        for packed in (False, True)
+    ]
 
 
 def _needs_huge_pages() -> None:

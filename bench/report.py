@@ -16,10 +16,11 @@ from vhost.bench import Run, append_csv
 
 #: figure, its column, how it is written, what it is divided by
 COLUMNS = (
-    ("iops", "k req/s (least-most)", "{:,.1f}", 1e3),
+    ("iops", "k req/s", "{:,.0f}", 1e3),
     ("latency.p50_us", "p50 µs", "{:,.2f}", 1),
     ("backend_cpu_us", "CPU µs", "{:.3f}", 1),
     ("backend_cpu_percent", "CPU %", "{:.0f}", 1),
+    ("per_cpu_second", "k req/CPU s", "{:,.0f}", 1e3),
     ("kicks", "kicks", "{:.3f}", 1),
     ("calls", "calls", "{:.3f}", 1),
 )
@@ -30,21 +31,35 @@ def table_of(cells: Sequence[Cell], title: str) -> Table:
     table = Table(title=title)
     for name in ("load", "what"):
         table.add_column(name, no_wrap=True)
-    for _, name, _, _ in COLUMNS:
+    columns = [column for column in COLUMNS if _wanted(column[0], cells)]
+    for _, name, _, _ in columns:
         table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("ratio (least-most)", justify="right", no_wrap=True)
+    compared = any(cell.base for cell in cells)
+    if compared:
+        table.add_column("ratio", justify="right", no_wrap=True)
     for cell in cells:
         for name in cell.names:
-            table.add_row(cell.label if name == cell.names[0] else "", name, *_columns(cell, name), _ratio(cell, name))
+            table.add_row(
+                cell.label if name == cell.names[0] else "",
+                name,
+                *_columns(cell, name, columns),
+                *([_ratio(cell, name)] if compared else ()),
+            )
         table.add_section()
     return table
 
 
-def _columns(cell: Cell, name: str) -> Iterator[str]:
-    for figure, _, form, unit in COLUMNS:
+def _wanted(figure: str, cells: Sequence[Cell]) -> bool:
+    if figure == "per_cpu_second" and cells[0].figure != figure:
+        return False
+    return any(cell.values(name, figure) for cell in cells for name in cell.names)
+
+
+def _columns(cell: Cell, name: str, columns: Iterable[tuple[str, str, str, float]]) -> Iterator[str]:
+    for figure, _, form, unit in columns:
         values = [value / unit for value in cell.values(name, figure)]
-        words = spread(values, form)
-        yield words if figure == "iops" else words.partition(" ")[0]
+        words = spread(values, "{:,.1f}" if figure == "iops" and values and max(values) < 100 else form)
+        yield words if figure in ("iops", cell.figure) else words.partition(" ")[0]
 
 
 def _ratio(cell: Cell, name: str) -> str:

@@ -45,6 +45,11 @@ class Live:
         return self.process.pid
 
     @property
+    def cpu_clock(self) -> int:
+        """Of the process, all threads included (clock_getcpuclockid)."""
+        return ~self.pid << 3 | 2
+
+    @property
     def words(self) -> str:
         """The last it said."""
         return (self.folder / "log").read_text(errors="replace")[-800:]
@@ -113,9 +118,9 @@ class Stage:
         found.pin(self.places.front if together else self.places.back)
         return found
 
-    def sockets(self, peer: Peer) -> Sequence[Path]:
+    def sockets(self, peer: Peer) -> Sequence[str]:
         """Of a peer that was awake."""
-        return [self._live[peer.program].folder / name for name in peer.sockets]
+        return [str(self._live[peer.program].folder / name) for name in peer.sockets]
 
     def _start(self, peer: Peer) -> None:
         program = peer.program

@@ -5,9 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
 from pathlib import Path
 
 import click
@@ -15,38 +14,13 @@ import trio
 
 from bench.contend import Backend, Contender, Fio, Memcpy
 from bench.peers import MIB, NULL_BYTES, STORAGE_DAEMON, WHERE, Peer, Store, missing, ours, spdk, storage_daemon
+from bench.plan import Plan
 from bench.rounds import Cell
 from bench.stage import Stage
 from devices.blk.load import Workload, measure
 
 BYTES = 256 * MIB
 SECTIONS = ("null", "memory", "file", "tmpfs")
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What the command line asks for.
-
-    Attributes:
-        runtime, warmup: seconds per run.
-        depths: requests in flight.
-        wanted: parts of names; only contenders with one of them take part; empty: all.
-        say: prints a line.
-    """
-
-    runtime: float
-    warmup: float
-    depths: tuple[int, ...]
-    wanted: tuple[str, ...]
-    say: Callable[[str], None]
-
-    def chosen(self, contenders: Sequence[Contender]) -> list[Contender]:
-        """Those that take part."""
-        return [each for each in contenders if not self.wanted or any(part in each.name for part in self.wanted)]
-
-    def workload(self, depth: int, **more: object) -> Workload:
-        """4 KiB random reads."""
-        return replace(Workload(depth=depth, runtime=self.runtime, warmup=self.warmup), **more)  # type: ignore[arg-type]
 
 
 def _tmpfs() -> Path | None:
@@ -163,11 +137,10 @@ def cells_of(section: str, store: Store, plan: Plan) -> list[Cell]:
         ]  # fmt: skip
         contenders = [*(Backend(peer, hugepages) for peer in mine), *(baselines if poll else ())]
         for depth in plan.depths:
-            chosen = plan.chosen(contenders)
             label = f"{'polling' if poll else 'sleeping'}, {depth}"
             workload = plan.workload(depth, poll=poll, size=store.bytes)
-            found.append(Cell(section, label, workload, chosen, base, together=not poll))
-    return [cell for cell in found if cell.contenders]
+            found.append(Cell(section, label, workload, contenders, base, together=not poll))
+    return plan.chosen(found)
 
 
 TITLES = {

@@ -14,30 +14,38 @@ import click
 from rich.console import Console
 from rich.progress import Progress
 
-from bench import report, rounds, stores
+from bench import cost, duty, echo, report, rounds, stores
+from bench.plan import Plan
 from bench.rounds import Cell
 from bench.stage import Stage
-from bench.stores import Plan
 from vhost.bench import ResultError, machine
 
-SECTIONS = stores.SECTIONS
+OPENED = {
+    **dict.fromkeys(stores.SECTIONS, stores.opened),
+    "cost": cost.opened,
+    "idle": duty.opened,
+    "rate": duty.opened,
+    "python": echo.opened,
+}
 DEPTHS = (1, 32, 128)
+LEGEND = """Medians of the rounds, with least and most; ratios are of neighbouring runs. polling: front-end and back-end have
+a processor each; sleeping: they share one. CPU is the back-end's; CPU µs, kicks and calls are per request."""
 
 
 def _run(section: str, plan: Plan, times: int, console: Console) -> list[Cell]:
-    with Stage() as stage, stores.opened(section, stage, plan) as (title, cells):
+    with Stage() as stage, OPENED[section](section, stage, plan) as (title, cells):
         if not cells:
             return []
         with Progress(console=console, transient=True) as progress:
             total = sum(len(cell.contenders) for cell in cells) * times
             task = progress.add_task(section, total=total)
             rounds.run(stage, cells, times, lambda: progress.advance(task))
-        report.show(cells, f"{title}; {times} x {plan.runtime:g} s in turns; CPU, kicks, calls per request", console)
+        report.show(cells, f"{section}: {title}; {times} round{'s' if times > 1 else ''}", console)
         return cells
 
 
 @click.command()
-@click.argument("sections", nargs=-1, type=click.Choice(SECTIONS), metavar="[SECTION]...")
+@click.argument("sections", nargs=-1, type=click.Choice(tuple(OPENED)), metavar="[SECTION]...")
 @click.option("--rounds", "times", type=click.IntRange(1), default=5, show_default=True)
 @click.option("--runtime", type=float, default=0.5, show_default=True, help="Seconds per run.")
 @click.option("--quick", is_flag=True, help="One short round of each, to see that it works; not for comparing.")
@@ -49,9 +57,9 @@ def main(
     sections: tuple[str, ...], times: int, runtime: float, quick: bool, depths: tuple[int, ...],
     wanted: tuple[str, ...], json_path: Path | None, csv_path: Path | None,
 ) -> None:  # fmt: skip
-    """Measure our disk beside its peers, all SECTIONs or some: null, memory, file, tmpfs."""
+    """Measure our disk beside its peers, all SECTIONs or some: null, memory, file, tmpfs, cost, idle, rate, python."""
     console = Console()
-    console.width = max(console.width, 140)  # a log is wide enough
+    console.width = max(console.width, 150)  # a log is wide enough
     if quick:
         times, runtime = 1, 0.1
     said: set[str] = set()
@@ -64,10 +72,11 @@ def main(
     if len(os.sched_getaffinity(0)) < 2:
         say("only one processor: the polling rows say nothing")
     plan = Plan(runtime, min(0.2, runtime), depths or DEPTHS, wanted, say)
-    done = [cell for section in sections or SECTIONS for cell in _run(section, plan, times, console)]
+    done = [cell for section in sections or OPENED for cell in _run(section, plan, times, console)]
     if not done:
         why = f": no name has {' or '.join(wanted)} in it" if wanted else ""
         raise click.ClickException(f"nothing is left to measure{why}")
+    console.print(LEGEND, style="dim")
     try:
         report.write(done, machine(), times, json_path, csv_path)
     except (ResultError, OSError) as error:
