@@ -23,7 +23,7 @@ BYTES = 256 * MIB
 SECTIONS = ("null", "memory", "file", "tmpfs")
 
 
-def _tmpfs() -> Path | None:
+def direct_tmpfs() -> Path | None:
     """A folder on a tmpfs that takes O_DIRECT (Linux 6.6), or None."""
     for place in ("/dev/shm", tempfile.gettempdir()):
         path = Path(place)
@@ -109,7 +109,7 @@ def _store(section: str) -> Iterator[Store | None]:
     elif section == "file":
         with _image(None, BYTES) as path:
             yield Store("file", BYTES, path)
-    elif (folder := _tmpfs()) is not None:
+    elif (folder := direct_tmpfs()) is not None:
         with _image(folder, BYTES) as path:
             yield Store("direct", BYTES, path)
     else:

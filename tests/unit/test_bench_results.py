@@ -120,6 +120,20 @@ def test_csv_of_other_columns_is_left_alone(tmp_path: Path) -> None:
         append_csv(tmp_path / "none/r.csv", run(1))
 
 
+def test_runs_with_other_figures_share_a_file(tmp_path: Path) -> None:
+    """Columns of all; what a run lacks is empty, and is not read as a figure."""
+    kept = tmp_path / "r.csv"
+    idle = Run("blk", "idle", {"depth": 1}, {"backend_cpu_percent": 0.0}, WHERE)
+    append_csv(kept, run(5), idle)
+    append_csv(kept, idle)
+    with pytest.raises(ResultError, match="has other columns"):
+        append_csv(kept, Run("blk", "idle", {"depth": 1}, {"new": 1.0}, WHERE))
+    loaded, first, second = load(kept)
+    assert loaded.values == run(5).values
+    assert first.values == second.values == {"backend_cpu_percent": 0.0}
+    assert cell_of(first) == cell_of(idle)
+
+
 def test_compare_tells_noise_from_regression() -> None:
     old = [run(100), run(120), run(110)]
     (noise,) = compare(old, [run(105), run(85), run(90)], ["iops"])

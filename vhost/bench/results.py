@@ -68,7 +68,8 @@ def _numbers(tree: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
 def cell_of(run: Run) -> tuple[str, str, tuple[tuple[str, str], ...]]:
     """What runs must have in common to be compared: device, back-end, options that matter, as text."""
     options = {key: _text(value) for key, value in run.options.items() if key not in NOT_OF_THE_CELL}
-    return run.device, run.backend, tuple(sorted(options.items()))
+    # an empty field of a CSV: this run has no such option
+    return run.device, run.backend, tuple(sorted((key, text) for key, text in options.items() if text))
 
 
 def _text(value: object) -> str:
