@@ -35,7 +35,7 @@ class BlkStats:
         throttled: times a queue waited because of a limit.
         bounced: requests that went through a buffer of ours (O_DIRECT).
         waits: requests that waited for such a buffer or for io_uring.
-        at_once: reads of what the page cache held, without io_uring.
+        at_once: requests that were a copy, of the page cache or of a file in memory, without io_uring.
         fixed: reads and writes with registered buffers.
         fixed_error: errno of the system's refusal to register one; 0: none.
     """

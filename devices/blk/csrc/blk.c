@@ -62,6 +62,7 @@ static inline struct blk_queue *queue_of(struct ring_source *source)
 static int poll_store(struct blk_queue *q, int budget)
 {
 	struct ring_chain *chains[BLK_BATCH];
+	bool share = !q->told;
 	uint64_t ticks;
 	int n, i;
 
@@ -76,8 +77,12 @@ static int poll_store(struct blk_queue *q, int budget)
 		return n;
 	q->once_few = ring_vq_in_flight(q->source.vq) <= BLK_ONCE_FEW;
 	ticks = blk_ticks();
-	for (i = 0; i < n; i++)
+	for (i = 0; i < n; i++) {
+		/* what was done on the spot: see blk_poll_inline() */
+		if (share && i % BLK_SHARE == 0 && i)
+			ring_vq_flush(q->source.vq);
 		blk_begin(q, chains[i], ticks);
+	}
 	q->reap_ticks = 0;
 	return n;
 }
@@ -171,7 +176,7 @@ static void queue_flush(struct ring_source *source)
 	q->reap_ticks = 0;
 	if (blk_unlikely(q->waiting != NULL))
 		blk_retry_waiting(q);
-	ring_vq_flush(source->vq);
+	q->told = ring_vq_flush(source->vq);
 }
 
 static int queue_arm(struct ring_source *source)

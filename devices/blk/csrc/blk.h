@@ -78,7 +78,7 @@ struct blk_stats {
 	uint64_t throttled;	/* times a queue waited for tokens */
 	uint64_t bounced;	/* requests that went through a buffer of ours */
 	uint64_t waits;		/* requests that waited for such a buffer, or for io_uring */
-	uint64_t at_once;	/* reads from the page cache without io_uring */
+	uint64_t at_once;	/* reads of what is cached, reads and writes of files in memory: without io_uring */
 	uint64_t fixed;		/* reads and writes with registered buffers */
 	uint64_t fixed_error;	/* errno: why some went without, where the system refused; 0: none did */
 };
@@ -121,7 +121,7 @@ struct blk_file_config {
 	uint32_t direct;	/* 1: opened with O_DIRECT */
 	uint32_t io_align;	/* bytes: offsets and lengths are multiples of it */
 	uint32_t mem_align;	/* bytes: likewise buffer addresses; 1: any */
-	uint32_t at_once;	/* 1: what the page cache holds is read without io_uring */
+	uint32_t at_once;	/* 1: what needs no waiting is done without io_uring */
 };
 
 struct blk_store *blk_file_new(const struct blk_file_config *config);

@@ -39,6 +39,7 @@ enum {
 	BLK_LIFETIME_BYTES = 6,
 	BLK_SAMPLE = 16,		/* batches of which one is timed, where nothing ever waits */
 	BLK_ONCE_BYTES = 64 * 1024,	/* of longer reads the call is the smaller part */
+	BLK_ONCE_MANY_BYTES = 16 * 1024,	/* likewise, of a file in memory with many in flight: others wait */
 	BLK_ONCE_FEW = 2,		/* of more requests io_uring makes one call, which costs less than one each */
 	BLK_ONCE_MISSES = 3,		/* in a row that are nothing special */
 	BLK_ONCE_SKIP = 10,		/* log2 of the most requests left out after more of them */

@@ -7,8 +7,12 @@
  */
 #include <fcntl.h>
 #include <linux/falloc.h>
+#include <linux/magic.h>
 #include <stdlib.h>
+#include <sys/stat.h>
+#include <sys/sysinfo.h>
 #include <sys/uio.h>
+#include <sys/vfs.h>
 #include <unistd.h>
 
 #include <liburing.h>
@@ -19,6 +23,7 @@ struct file {
 	struct blk_store store;	/* must be first */
 	int fd;
 	bool at_once;	/* reads may be tried at once */
+	bool resident;	/* in memory and cannot be anywhere else: nothing here waits */
 };
 
 static int fallocate_mode(const struct blk_req *req)
@@ -131,13 +136,25 @@ static void once_missed(struct blk_queue *q)
 	q->once_skip = 1u << q->once_misses;
 }
 
-/* Bytes done, or BLK_LATER: io_uring has to do it. Never the end of the file: that is io_uring's to say. */
+/*
+ * Bytes done, or BLK_LATER: io_uring has to do it. Never the end of the file, nor an error: those are io_uring's to say,
+ * but for a file in memory, where the two say the same.
+ */
 static int at_once(const struct file *f, struct blk_req *req)
 {
 	const struct iovec *iov = (const struct iovec *)(const void *)req->x_iov;
 	struct blk_queue *q = req->q;
 	ssize_t rc;
 
+	if (f->resident) {
+		uint64_t most = q->once_few ? BLK_ONCE_BYTES : BLK_ONCE_MANY_BYTES;
+
+		if (req->sub > BLK_WRITE || req->x_len > most || req->retried)
+			return BLK_LATER;
+		q->reap_ticks = 0;
+		blk_count(&q->stats.at_once, 1);
+		return blocking(f, req);
+	}
 	if (req->sub != BLK_READ || !q->once_few || q->once_never || req->x_len > BLK_ONCE_BYTES)
 		return BLK_LATER;
 	if (q->once_skip) {
@@ -190,6 +207,21 @@ static int file_start(struct blk_store *store, struct blk_req *req)
 	return BLK_PENDING;
 }
 
+/*
+ * A file of tmpfs or ramfs on a system that cannot swap. io_uring hands each of its requests to a kernel thread, because
+ * these file systems do not know RWF_NOWAIT; a copy is all there is to do.
+ */
+static bool in_memory(int fd)
+{
+	struct sysinfo info;
+	struct statfs fs;
+	struct stat st;
+
+	if (fstat(fd, &st) < 0 || !S_ISREG(st.st_mode) || fstatfs(fd, &fs) < 0 || sysinfo(&info) < 0)
+		return false;
+	return (fs.f_type == TMPFS_MAGIC && !info.totalswap) || fs.f_type == RAMFS_MAGIC;
+}
+
 static void file_free(struct blk_store *store)
 {
 	free(store);
@@ -203,7 +235,8 @@ struct blk_store *blk_file_new(const struct blk_file_config *config)
 	if (!f)
 		return NULL;
 	f->fd = config->fd;
-	f->at_once = config->at_once && !config->direct;
+	f->resident = config->at_once && in_memory(config->fd);
+	f->at_once = f->resident || (config->at_once && !config->direct);
 	f->store.ops = &ops;
 	f->store.kind = BLK_INLINE_NO;
 	f->store.can = config->can;

@@ -84,7 +84,8 @@ class FileStore(Store):
             direct: bypass the page cache (O_DIRECT).
             lock: "on": nobody else may use the image in a way that conflicts, QEMU included; "shared": others may, as
                 long as they agree (live migration); "off": do not look.
-            at_once: read what the page cache holds without the detour through io_uring; False is for comparisons.
+            at_once: do what is a copy, cached reads and files in memory, without the detour through io_uring; False is
+                for comparisons.
 
         Raises:
             StoreError: it cannot be opened or locked, or is nothing a disk can be made of.
