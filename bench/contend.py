@@ -14,9 +14,14 @@ import click
 import trio
 
 from bench.peers import WHERE, Peer, Store
-from bench.stage import Stage
+from bench.stage import Live, Stage
 from devices.blk.load import Result, Workload, measure_all
 from vhost.errors import VhostError
+
+#: a run that had less than this percentage of its processors, because something else ran, is repeated
+SHARE = 95
+REPEATS = 3
+SHORT_S = 0.2
 
 #: one run: names and values as `vhost bench blk --json` has them, ``workload`` among them
 Figures = dict[str, Any]
@@ -61,16 +66,42 @@ class Backend:
     def run(self, stage: Stage, workload: Workload, *, together: bool) -> Figures:
         live = stage.awake(self.peer, together=together)
         assert live is not None
-        mine = replace(
+        mine = self._own(workload, stage)
+        tried: list[Figures] = []
+        # a very short run is not meant for its figures
+        most = REPEATS if workload.runtime >= SHORT_S else 1
+        while len(tried) < most and not (tried and tried[-1]["share"] >= SHARE):
+            tried.append(self._once(stage, live, mine, together=together))
+        return max(tried, key=lambda figures: float(figures["share"]))
+
+    def _own(self, workload: Workload, stage: Stage) -> Workload:
+        return replace(
             workload, packed=self.peer.packed, hugepages=self.hugepages, cpus=(stage.places.front,), **dict(self.more)
         )
+
+    def _once(self, stage: Stage, live: Live, workload: Workload, *, together: bool) -> Figures:
         try:
-            result = trio.run(measure_all, stage.sockets(self.peer), mine)
+            result = trio.run(measure_all, stage.sockets(self.peer), workload)
         except (VhostError, ValueError) as error:
             raise click.ClickException(f"{self.name}: {error}\n{live.words}") from error
         if result.errors:
             raise click.ClickException(f"{self.name}: {result.errors} requests failed; the first: {result.first_error}")
-        return figures_of(result)
+        return {**figures_of(result), "share": self._share(result, together)}
+
+    def _share(self, result: Result, together: bool) -> float:
+        """Percentage of the processors it should have had: a side that polls all of one, two that take turns one."""
+        front = result.frontend_cpu_us * result.requests / result.seconds / 1e4
+        back = result.backend_cpu_percent or 0
+        if result.workload.rate:
+            together = False  # mostly idle
+        sides = [100.0]
+        if result.workload.poll:
+            sides.append(front)
+        if self.peer.program.spins:
+            sides.append(back)
+        if together:
+            sides.append(front + back)
+        return min(sides)
 
 
 def baseline(workload: Workload, iops: float, requests: int, seconds: float, **more: Any) -> Figures:

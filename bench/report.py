@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.bars import Verdict, verdicts
+from bench.contend import SHARE
 from bench.rounds import Cell, spread
 from vhost.bench import Run, append_csv
 
@@ -87,7 +88,21 @@ def show(cells: Sequence[Cell], title: str, console: Console) -> None:
     found = [verdict for cell in cells for verdict in verdicts(cell)]
     if found:
         console.print(table_of_targets(found))
+    if line := disturbed(cells):
+        console.print(line, style="yellow", soft_wrap=True)
     console.print()
+
+
+def disturbed(cells: Iterable[Cell]) -> str:
+    """A sentence if something else ran beside the runs; empty if not."""
+    shares = [share for cell in cells for name in cell.names for share in cell.values(name, "share")]
+    poor = [share for share in shares if share < SHARE]
+    if not poor:
+        return ""
+    return (
+        f"{len(poor)} of {len(shares)} runs had to share their processors with something else "
+        f"(the worst had {min(poor):.0f} %): such figures say little"
+    )
 
 
 # --- files
