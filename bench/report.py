@@ -25,6 +25,9 @@ COLUMNS = (
     ("kicks", "kicks", "{:.3f}", 1),
     ("calls", "calls", "{:.3f}", 1),
 )
+#: left out where cost per request is compared, and shown only there
+NOT_OF_COST = ("latency.p50_us", "backend_cpu_percent")
+ONLY_OF_COST = ("per_cpu_second",)
 
 
 def table_of(cells: Sequence[Cell], title: str) -> Table:
@@ -51,7 +54,7 @@ def table_of(cells: Sequence[Cell], title: str) -> Table:
 
 
 def _wanted(figure: str, cells: Sequence[Cell]) -> bool:
-    if figure == "per_cpu_second" and cells[0].figure != figure:
+    if figure in (NOT_OF_COST if cells[0].figure == "per_cpu_second" else ONLY_OF_COST):
         return False
     return any(cell.values(name, figure) for cell in cells for name in cell.names)
 
@@ -60,7 +63,7 @@ def _columns(cell: Cell, name: str, columns: Iterable[tuple[str, str, str, float
     for figure, _, form, unit in columns:
         values = [value / unit for value in cell.values(name, figure)]
         words = spread(values, "{:,.1f}" if figure == "iops" and values and max(values) < 100 else form)
-        yield words if figure in ("iops", cell.figure) else words.partition(" ")[0]
+        yield words if figure == cell.figure else words.partition(" ")[0]
 
 
 def _ratio(cell: Cell, name: str) -> str:
