@@ -1,0 +1,63 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * net.h - virtio-net in C, as Python sees it: cards, ports, links. Theory in net_int.h.
+ */
+#ifndef NET_H
+#define NET_H
+
+#include "ring/csrc/ring.h"
+#include "ring/csrc/worker.h"
+
+/* cffi:begin */
+enum {
+	NET_PAIRS_MAX = 16,
+
+	/* frames a port takes unfinished */
+	NET_TAKES_CSUM = 1,
+	NET_TAKES_TSO4 = 2,
+	NET_TAKES_TSO6 = 4,
+	NET_TAKES_ECN = 8,
+	NET_TAKES_USO = 16,
+	NET_TAKES_UFO = 32,
+
+	/* why a frame was dropped: index into net_port_stats.dropped */
+	NET_DROP_NONE = 0,
+	NET_DROP_RUNT = 1,	/* shorter than header and Ethernet addresses */
+	NET_DROP_GIANT = 2,	/* longer than any frame may be */
+	NET_DROP_HEADER = 3,	/* checksum or segment fields that are not true, or were not negotiated */
+	NET_DROP_NO_BUFFER = 4,	/* the receiver offered none */
+	NET_DROP_TOO_SMALL = 5,	/* its buffers do not hold the frame */
+	NET_DROP_DOWN = 6,	/* link down, queue not running or not enabled */
+	NET_DROP_NO_PEER = 7,	/* plugged into nothing */
+	NET_DROP_FULL = 8,	/* tap, NAT: their queue is full */
+	NET_DROP_ERROR = 9,	/* tap, NAT: the system refused it */
+	NET_DROP_FILTER = 10,	/* the driver's address, VLAN or mode filter; a switch's pinned address */
+	NET_DROP_VLAN = 11,	/* a tag that the port does not carry */
+	NET_DROP_LIMIT = 12,	/* rate limits; flood limits */
+	NET_DROP_ISOLATED = 13,	/* switch: these two ports do not talk; nowhere to flood to */
+	NET_DROPS = 16,
+};
+
+struct net_dev;		/* a guest's card; its port is what it is plugged in by */
+struct net_port;
+
+/* From the port's owner's point of view: in is what was delivered to it, out is what it sent. Counters only. */
+struct net_port_stats {
+	uint64_t in_frames;
+	uint64_t in_bytes;
+	uint64_t out_frames;
+	uint64_t out_bytes;
+	uint64_t in_segments;	/* frames made by cutting for it */
+	uint64_t in_checksums;	/* filled in for it */
+	uint64_t dropped[16];	/* NET_DROPS: on the way to it, and what it sent that went nowhere */
+};
+
+/* While the worker of both is parked, or before they run. Either may be NULL: unplugged. Not owned. */
+void net_port_connect(struct net_port *a, struct net_port *b);
+void net_port_set_down(struct net_port *port, int down);	/* any thread */
+void net_port_stats(const struct net_port *port, struct net_port_stats *out);	/* any thread */
+/* Only when nothing is connected to it and no source of it runs. */
+void net_port_free(struct net_port *port);
+/* cffi:end */
+
+#endif
