@@ -186,6 +186,7 @@ def spdk(store: Store) -> list[Peer]:
     command = (
         str(folder / "build/bin/vhost"), "-m", "[{back}]", "-S", "{folder}", "-r", "{folder}/rpc",
         "-c", "{folder}/config", "-s", str(mib), "-R", "--no-pci", "--iova-mode", "va", "--disable-cpumask-locks",
+        "--num-trace-entries", "0",
     )  # fmt: skip
     program = Program(command, ("split", "packed"), json.dumps(config), spins=True)
     return [

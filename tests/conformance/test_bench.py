@@ -36,6 +36,7 @@ OURS = {"vhost blk, split, polling", "vhost blk, packed, polling"}
 SLEEPING = {"vhost blk, split", "vhost blk, packed"}
 
 
+@pytest.mark.slow
 def test_null(tmp_path: Path) -> None:
     peerlib.needs_storage_daemon()
     out, lines = tmp_path / "r.json", tmp_path / "r.csv"
@@ -68,6 +69,7 @@ def test_stores(section: str, tmp_path: Path) -> None:
     assert [cell_of(run) for run in load(out)] == [cell_of(run) for run in load(lines)]
 
 
+@pytest.mark.slow
 def test_cost_and_duty(tmp_path: Path) -> None:
     """What has other figures than a plain load is kept in the same file."""
     out, lines = tmp_path / "r.json", tmp_path / "r.csv"
@@ -99,6 +101,7 @@ def test_python_device(tmp_path: Path) -> None:
     assert run["backend_cpu_us"] > 0
 
 
+@pytest.mark.slow
 def test_results_are_compared_and_plotted(tmp_path: Path) -> None:
     out, lines = tmp_path / "r.json", tmp_path / "r.csv"
     for _ in range(2):
