@@ -24,7 +24,6 @@ class Bar:
         than: name of the contender it is measured by; {layout}: that of `mine`; empty: the figure itself counts.
         limit: of the figure or ratio.
         most: the limit is the most it may be, else the least.
-        label: of the cell, where a section has several that differ otherwise.
     """
 
     section: str
@@ -35,7 +34,6 @@ class Bar:
     depths: tuple[int, ...] = ANY_DEPTH
     figure: str = "iops"
     most: bool = False
-    label: str = ""
 
     def of(self, cell: Cell) -> bool:
         """Whether it is about `cell`."""
@@ -43,7 +41,6 @@ class Bar:
             self.section == cell.section
             and self.front_end in ("", cell.front_end)
             and (not self.depths or cell.workload.depth in self.depths)
-            and self.label in ("", cell.label)
         )
 
 
