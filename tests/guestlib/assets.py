@@ -24,15 +24,18 @@ HERE = Path(__file__).resolve().parent
 GUEST = CACHE / "guest"
 
 #: drivers a test may need; those built into a kernel or absent from it are passed over
-DRIVERS = ("virtio_pci", "virtio_blk", "virtio_rng", "ext4", "crc32c_generic")
+DRIVERS = ("virtio_pci", "virtio_blk", "virtio_rng", "ext4", "crc32c_generic", "ipv6", "virtio_net")
 #: programs copied from this machine with their libraries, and the packages they are from; the rest is busybox
 TOOLS = {"mkfs.ext4": "e2fsprogs", "e2fsck": "e2fsprogs", "resize2fs": "e2fsprogs", "blkdiscard": "util-linux"}
+#: the same, left out where they are not installed; the tests that call them are skipped then
+OPTIONAL = ("iperf3", "ethtool")
 #: the applets tests call by name; busybox runs any other as ``busybox NAME``
 APPLETS = """
 sh ash cat echo dd sha256sum md5sum cmp cp mv rm mkdir rmdir ls ln mount umount mknod sync sleep seq head tail grep sed
 awk tr cut wc sort uniq od hexdump xxd base64 stty setsid insmod lsmod uname dmesg reboot poweroff halt blockdev fstrim
 stat touch test true false printf date kill killall ps free df du find xargs tee timeout time nproc truncate lsof fdisk
 losetup swapon mkswap cpio gzip gunzip env expr id which readlink realpath hostname usleep nohup lspci yes
+ip ping ping6 arping udhcpc wget nc httpd ifconfig route
 """
 
 
@@ -172,10 +175,19 @@ def _need(program: str, package: str) -> str:
 
 
 def guestio() -> Path:
-    """The static test program of the guest, compiled when its source changed."""
-    source = HERE / "guestio.c"
-    target = GUEST / f"guestio-{hashlib.sha256(source.read_bytes()).hexdigest()[:12]}"
-    with locked("guestio"):
+    """The guest's program for disks, compiled when its source changed."""
+    return _program("guestio")
+
+
+def netio() -> Path:
+    """The program for traffic, in guests and on the host, compiled when its source changed."""
+    return _program("netio")
+
+
+def _program(name: str) -> Path:
+    source = HERE / f"{name}.c"
+    target = GUEST / f"{name}-{hashlib.sha256(source.read_bytes()).hexdigest()[:12]}"
+    with locked(name):
         if not target.exists():
             GUEST.mkdir(parents=True, exist_ok=True)
             command = [
@@ -192,20 +204,21 @@ def guestio() -> Path:
             ]
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             if done.returncode != 0:
-                raise AssetError(f"gcc could not build the guest's test program: {done.stderr.strip()}")
+                raise AssetError(f"gcc could not build the guest's {name}: {done.stderr.strip()}")
             Path(f"{target}.new").rename(target)
     return target
 
 
 def initramfs(kernel: Kernel, *, drivers: Iterable[str] = DRIVERS) -> Path:
-    """An initramfs for ``kernel`` with busybox, ext4 tools, guestio and ``drivers``; made when any part changed."""
+    """An initramfs for ``kernel`` with busybox, tools, our programs and ``drivers``; made when any part changed."""
     drivers = tuple(drivers)
     busybox = Path(_need("busybox", "busybox-static"))
     tools = [Path(_need(tool, package)) for tool, package in TOOLS.items()]
-    program = guestio()
-    parts = [repr((kernel.release, drivers)), program.name]
+    tools += [Path(path) for tool in OPTIONAL if (path := shutil.which(tool, path=_sbin_env()["PATH"]))]
+    programs = {"guestio": guestio(), "netio": netio()}
+    parts = [repr((kernel.release, drivers)), *(program.name for program in programs.values())]
     parts += [f"{path}:{path.stat().st_mtime_ns}" for path in (busybox, *tools)]
-    parts += [(HERE / "init.sh").read_text(), Path(__file__).read_text()]
+    parts += [(HERE / "init.sh").read_text(), (HERE / "udhcpc.sh").read_text(), Path(__file__).read_text()]
     key = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
     target = GUEST / f"initramfs-{kernel.release}-{key}.cpio"
     with locked("initramfs"):
@@ -214,12 +227,12 @@ def initramfs(kernel: Kernel, *, drivers: Iterable[str] = DRIVERS) -> Path:
             for old in olds[:-2]:  # a guest that runs has read its own long ago
                 old.unlink()
             fresh = target.with_suffix(".new")
-            fresh.write_bytes(_pack(kernel, drivers, busybox, tools, program))
+            fresh.write_bytes(_pack(kernel, drivers, busybox, tools, programs))
             fresh.rename(target)
     return target
 
 
-def _pack(kernel: Kernel, drivers: Iterable[str], busybox: Path, tools: list[Path], program: Path) -> bytes:
+def _pack(kernel: Kernel, drivers: Iterable[str], busybox: Path, tools: list[Path], programs: dict[str, Path]) -> bytes:
     cpio = Cpio()
     for folder in ("dev", "proc", "sys", "tmp", "mnt", "bin", "sbin", "etc", "lib/modules", "lib64", "run", "root"):
         cpio.folder(folder)
@@ -228,7 +241,9 @@ def _pack(kernel: Kernel, drivers: Iterable[str], busybox: Path, tools: list[Pat
     cpio.file("bin/busybox", busybox.read_bytes(), mode=0o755)
     for applet in APPLETS.split():
         cpio.link(f"bin/{applet}", "busybox")
-    cpio.file("bin/guestio", program.read_bytes(), mode=0o755)
+    for name, program in programs.items():
+        cpio.file(f"bin/{name}", program.read_bytes(), mode=0o755)
+    cpio.file("etc/udhcpc/default.script", (HERE / "udhcpc.sh").read_bytes(), mode=0o755)
     for tool in tools:
         cpio.file(f"sbin/{tool.name}", tool.read_bytes(), mode=0o755)
     for library in sorted({library for tool in tools for library in _libraries(str(tool))}):

@@ -11,6 +11,7 @@ mkdir -p /mnt /dev/pts
 for module in $(cat /lib/modules.list); do
 	insmod /lib/modules/$module || echo "init: cannot load $module"
 done
+ip link set lo up
 echo online >/sys/devices/system/memory/auto_online_blocks 2>/dev/null
 agent=
 for word in $(cat /proc/cmdline); do

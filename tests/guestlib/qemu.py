@@ -69,11 +69,52 @@ class VhostUser:
 
 
 @dataclass(frozen=True)
+class VhostNet:
+    """One vhost-user network card of a machine.
+
+    Args:
+        socket: the back-end's socket.
+        pairs: queue pairs.
+        mac: the card's address; empty leaves it to QEMU, which gives each machine's first card the same one.
+        reconnect: QEMU connects again, every second, when the back-end goes.
+        options: further properties of virtio-net-pci, as on QEMU's command line.
+    """
+
+    socket: Path
+    pairs: int = 1
+    mac: str = ""
+    packed: bool = False
+    reconnect: bool = False
+    options: str = ""
+
+    def words(self, number: int, version: tuple[int, int]) -> list[str]:
+        """QEMU's words for the card, its ids numbered ``number``."""
+        again = ("reconnect-ms=1000" if version >= (9, 2) else "reconnect=1") if self.reconnect else ""
+        device = [f"virtio-net-pci,id=dev{number},netdev=net{number},romfile="]
+        if self.mac:
+            device.append(f"mac={self.mac}")
+        if self.pairs > 1:
+            device.append(f"mq=on,vectors={2 * self.pairs + 2}")
+        if self.packed:
+            device.append("packed=on")
+        if self.options:
+            device.append(self.options)
+        return [
+            "-chardev",
+            ",".join(filter(None, [f"socket,id=chr{number},path={self.socket}", again])),
+            "-netdev",
+            f"vhost-user,id=net{number},chardev=chr{number},queues={self.pairs}",
+            "-device",
+            ",".join(device),
+        ]
+
+
+@dataclass(frozen=True)
 class QemuConfig:
     """A machine.
 
     Args:
-        devices: its vhost-user devices, in PCI order: the first disk is /dev/vda.
+        devices: its vhost-user devices, in PCI order: the first disk is /dev/vda, the first card eth0.
         memory: ``memfd``, ``hugepages`` (memfd of 2 MiB pages) or ``file`` (a file below the guest's folder).
         hotplug_mib: room for memory that is plugged in later, in MiB.
         root_ports: PCIe ports for devices that are plugged in later (``bus=port0`` …).
@@ -85,7 +126,7 @@ class QemuConfig:
         extra: words for QEMU's command line.
     """
 
-    devices: tuple[VhostUser, ...] = ()
+    devices: tuple[VhostUser | VhostNet, ...] = ()
     memory_mib: int = 320
     smp: int = 2
     memory: str = "memfd"
@@ -330,6 +371,7 @@ async def find_accel(qemu: assets.Qemu) -> str:
 def without_kernel(config: QemuConfig) -> QemuConfig:
     """``config`` booting from its first device."""
     first, *rest = config.devices
+    assert isinstance(first, VhostUser)
     return replace(config, from_disk=True, devices=(replace(first, boot=True), *rest))
 
 

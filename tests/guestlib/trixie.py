@@ -1,4 +1,4 @@
-"""libblkio, a vhost-user-blk client of its own kind, and QEMU's tools on it: Debian has both from trixie on.
+"""libblkio, a vhost-user-blk client of its own kind, QEMU's tools on it, and passt: Debian has them from trixie on.
 
 Nothing is installed: the packages are unpacked into the cache. Where the release is older, its sources are the
 machine's own with the suite renamed; libblkio asks for nothing newer than what bookworm has.
@@ -6,11 +6,13 @@ machine's own with the suite renamed; libblkio asks for nothing newer than what 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import shutil
 import subprocess
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -82,11 +84,54 @@ def qemu_tools() -> Tools:
     return Tools(BASE / "tools")
 
 
+PASST = CACHE / "passt"
+
+
+def passt() -> tuple[str, ...]:
+    """The first words of a passt that speaks vhost-user: this machine's, or trixie's. Raises: AssetError."""
+    installed = shutil.which("passt")
+    if installed:
+        said = subprocess.run([installed, "--help"], capture_output=True, text=True, check=False)
+        if "--vhost-user" in said.stdout + said.stderr:
+            return (installed,)
+    with locked("passt"):
+        failed = PASST / "unavailable"
+        if failed.exists() and time.time() - failed.stat().st_mtime < PATIENCE:
+            raise AssetError(failed.read_text())
+        if not (PASST / "ready").exists():
+            try:
+                _fetch_passt()
+            except AssetError as error:
+                PASST.mkdir(parents=True, exist_ok=True)
+                failed.write_text(f"no passt with vhost-user: {error}")
+                raise AssetError(failed.read_text()) from error
+    libraries = next(PASST.glob("root/usr/lib/*/libc.so.6")).parent
+    loader = next(libraries.glob("ld-linux*.so.*"), None) or next((PASST / "root/usr/lib64").glob("ld-linux*.so.*"))
+    return (str(loader), "--library-path", str(libraries), str(PASST / "root/usr/bin/passt"))
+
+
+def _fetch_passt() -> None:
+    shutil.rmtree(PASST, ignore_errors=True)
+    with _lists():
+        debian.unpack(_closure("passt"), PASST / "root", state="trixie")
+    (PASST / "ready").touch()
+
+
 def _fetch() -> None:
-    """Unpack library, header, examples and QEMU's tools (45 MB); the package lists are not kept."""
+    """Unpack library, header, examples and QEMU's tools (45 MB)."""
     root, tools = BASE / "root", BASE / "tools"
     shutil.rmtree(root, ignore_errors=True)
     shutil.rmtree(tools, ignore_errors=True)
+    with _lists():
+        debian.unpack(["libblkio1", "libblkio-dev"], root, state="trixie")
+        # of the block drivers' libraries only libblkio: the others are Ceph and its like
+        debian.unpack([*_closure("qemu-utils"), "qemu-block-extra", "libblkio1"], tools, state="trixie")
+    (BASE / "ready").touch()
+
+
+@contextlib.contextmanager
+def _lists() -> Iterator[None]:
+    """trixie's package lists for the length of the block."""
     release = debian.codename()
     if not release:
         raise AssetError("this is no Debian system whose sources would lead to it")
@@ -95,12 +140,9 @@ def _fetch() -> None:
     (state / "sources.list.d/debian.sources").write_text(_sources(release))
     try:
         debian._apt(["apt-get", "update"], state="trixie")
-        debian.unpack(["libblkio1", "libblkio-dev"], root, state="trixie")
-        # of the block drivers' libraries only libblkio: the others are Ceph and its like
-        debian.unpack([*_closure("qemu-utils"), "qemu-block-extra", "libblkio1"], tools, state="trixie")
+        yield
     finally:
         shutil.rmtree(state, ignore_errors=True)
-    (BASE / "ready").touch()
 
 
 def _sources(release: str) -> str:

@@ -22,7 +22,10 @@ _count = itertools.count(1)
 
 @dataclass(frozen=True)
 class UmlDevice:
-    """A vhost-user device: the back-end's socket and the virtio device id (2 is a disk, 4 an entropy source)."""
+    """A vhost-user device: the back-end's socket and the virtio device id.
+
+    1 is a network card, 2 a disk, 4 an entropy source. A card without BACKEND_REQ finds no interrupt here.
+    """
 
     socket: Path
     virtio_id: int
