@@ -60,7 +60,7 @@ def headers(*folders: str) -> list[str]:
 RING_HOT = sources("ring/csrc", "split.c", "packed.c", "chain.c", "walk.c", "translate.c", "log.c", "inflight.c")
 #: what only ``ring._ring`` holds: set-up, the driver side, the worker, the SIGBUS guard (process-wide, hence once)
 RING_CONTROL = sources(
-    "ring/csrc", "vq.c", "mem.c", "sigbus.c", "iotlb.c", "driver.c", "worker.c", "worker_loop.c", "uring.c", "uffd.c"
+    "ring/csrc", "vq.c", "mem.c", "sigbus.c", "iotlb.c", "driver.c", "worker.c", "worker_loop.c", "gaps.c", "uring.c", "uffd.c"
 )
 RING_CDEF = [
     "ring/csrc/mem.h", "ring/csrc/ring.h", "ring/csrc/worker.h", "ring/csrc/driver.h", "ring/csrc/uffd.h",
@@ -69,6 +69,12 @@ RING_CDEF = [
 BLK_SOURCES = (
     "blk.c", "request.c", "io.c", "inline.c", "throttle.c", "store_file.c", "store_mem.c", "store_fault.c"
 )
+
+NET_SOURCES = (
+    "net.c", "port.c", "rx.c", "tx.c", "ctrl.c", "echo.c", "offload.c", "csum.c", "capture.c", "switch.c", "fdb.c",
+    "fdlink.c", "tap.c",
+)
+NET_CDEF = ("net.h", "switch.h", "fdlink.h", "capture.h")
 
 COMMON = {
     "include_dirs": ["."],
@@ -105,6 +111,15 @@ def modules() -> list[str]:
                 found.append("ffi_build.py:nbd")
             elif os.environ.get("VHOST_WITH_NBD") == "1":
                 raise SystemExit("VHOST_WITH_NBD=1 but pkg-config finds no libnbd; install libnbd-dev")
+    if (ROOT / "devices/net/csrc/net.h").exists():
+        found.append("ffi_build.py:net")
+        if (ROOT / "devices/net/csrc/load.h").exists():
+            found.append("ffi_build.py:net_load")
+        if (ROOT / "devices/net/csrc/slirp.h").exists():
+            if pkg_config("slirp", "--exists") is not None:
+                found.append("ffi_build.py:net_slirp")
+            elif os.environ.get("VHOST_WITH_SLIRP") == "1":
+                raise SystemExit("VHOST_WITH_SLIRP=1 but pkg-config finds no libslirp; install libslirp-dev")
     return found
 
 
@@ -141,4 +156,42 @@ def nbd() -> FFI:
         sources("devices/blk/csrc", "nbd.c", "nbd_conn.c", "nbd_op.c"),
         libraries=["nbd"],
         include=blk(),
+    )
+
+
+def existing(folder: str, *names: str) -> list[str]:
+    """Those of ``names`` that are in ``folder``, as paths."""
+    return [path for path in sources(folder, *names) if (ROOT / path).exists()]
+
+
+def net() -> FFI:
+    """The virtio-net data path, the switch and taps."""
+    return extension(
+        "devices.net._net",
+        existing("devices/net/csrc", *NET_CDEF),
+        existing("devices/net/csrc", *NET_SOURCES) + RING_HOT,
+        libraries=[],
+        include=ring,
+    )
+
+
+def net_load() -> FFI:
+    """The load generator for networks."""
+    return extension(
+        "devices.net._load",
+        ["devices/net/csrc/load.h"],
+        sources("devices/net/csrc", "load.c") + sources("ring/csrc", "driver.c"),
+        libraries=[],
+        include=ring,
+    )
+
+
+def net_slirp() -> FFI:
+    """User-mode NAT; needs libslirp."""
+    return extension(
+        "devices.net._slirp",
+        ["devices/net/csrc/slirp.h"],
+        sources("devices/net/csrc", "slirp.c"),
+        libraries=["slirp"],
+        include=net(),
     )

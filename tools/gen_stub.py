@@ -13,7 +13,15 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-MODULES = ("ring._ring", "devices.blk._blk", "devices.blk._load", "devices.blk._nbd")
+MODULES = (
+    "ring._ring",
+    "devices.blk._blk",
+    "devices.blk._load",
+    "devices.blk._nbd",
+    "devices.net._net",
+    "devices.net._load",
+    "devices.net._slirp",
+)
 
 HEAD = """\
 # Written by tools/gen_stub.py from the built module; do not edit.

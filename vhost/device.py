@@ -19,9 +19,9 @@ front-end went away the next one finds the same object.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import trio
 
@@ -30,7 +30,7 @@ from vhost.constants import ProtocolFeature
 if TYPE_CHECKING:
     import ring
 
-__all__ = ["Device", "Link", "Metric", "Source"]
+__all__ = ["Device", "Discards", "Link", "Metric", "Source"]
 
 
 class Source(Protocol):
@@ -42,6 +42,17 @@ class Source(Protocol):
 
     def close(self) -> None:
         """Free the source. The server has removed it from its worker; nothing is in flight any more."""
+
+
+@runtime_checkable
+class Discards(Protocol):
+    """A `Source` that runs while its ring is disabled too, and then throws away what comes.
+
+    Spec: vhost-user, "Ring states": frames that a network card sends on a disabled ring are consumed and dropped.
+    """
+
+    def set_enabled(self, on: bool) -> None:
+        """The ring was enabled or disabled; the worker is parked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,6 +244,13 @@ class Device:
     def make_source(self, queue: ring.Virtqueue, worker: ring.Worker) -> Source:
         """Make what `worker` polls for one started queue; the worker is parked or not yet running."""
         raise NotImplementedError
+
+    def worker_key(self, index: int) -> Hashable | None:
+        """Queues of any devices with equal keys run on one worker; None: anywhere. For `make_source`.
+
+        Constant while queue `index` runs.
+        """
+        return None
 
     async def background(self) -> None:
         """Run beside the queues as long as the server serves this device; cancelled at the end."""

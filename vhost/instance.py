@@ -455,7 +455,7 @@ class Instance:
                     vq.stop()
                 source.close()
                 self._buried_at.remove(worker)
-                self.pool.release(worker)
+                self.pool.release(worker, self.device, vq.index)
             else:
                 await vq.drain()
             vq.close()

@@ -5,7 +5,7 @@ is made when its first queue comes and stays, so that an idle process has no thr
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -84,27 +84,49 @@ class WorkerPool:
         self._policy = policy
         self._workers: list[Worker | None] = [None] * self._options.count
         self._load = [0] * self._options.count
-        self._alone: list[Worker] = []
+        self._alone: dict[Worker, int] = {}
+        self._keys: dict[Hashable, tuple[Worker, int]] = {}
 
     @property
     def workers(self) -> list[Worker]:
         """Workers that run."""
-        return [worker for worker in self._workers if worker is not None] + self._alone
+        return [worker for worker in self._workers if worker is not None] + list(self._alone)
 
     async def take(self, device: "Device", index: int, *, alone: bool = False) -> Worker:
         """A running worker for one more queue; give it back by `release`.
+
+        A queue whose key (`Device.worker_key`) has a worker already gets that one.
 
         Args:
             alone: a worker of its own, beyond the pool's: this queue may be held up for long.
 
         Raises: OSError: its thread or io_uring could not be set up.
         """
+        key = device.worker_key(index)
+        if key is not None and key in self._keys:
+            return self._join(key)
         if alone:
             worker = self._make(index)
             await self._nursery.start(worker.run)
-            self._alone.append(worker)
+            self._alone[worker] = 1
+        else:
+            worker = await self._take_shared(device, index)
+        if key is None:
             return worker
-        return await self._take_shared(device, index)
+        if key in self._keys:  # another queue was faster, while a thread was being started
+            self._drop(worker)
+            return self._join(key)
+        self._keys[key] = worker, 1
+        return worker
+
+    def _join(self, key: Hashable) -> Worker:
+        worker, count = self._keys[key]
+        self._keys[key] = worker, count + 1
+        if worker in self._alone:
+            self._alone[worker] += 1
+        else:
+            self._load[self._workers.index(worker)] += 1
+        return worker
 
     async def _take_shared(self, device: "Device", index: int) -> Worker:
         number = self._policy(Placement(device, index, tuple(self._load)))
@@ -133,10 +155,22 @@ class WorkerPool:
             if not worker.running and not worker.sources:
                 worker.close()
 
-    def release(self, worker: Worker) -> None:
-        """The queue has been removed from `worker`."""
-        if worker in self._alone:
-            self._alone.remove(worker)
-            worker.stop()
+    def release(self, worker: Worker, device: "Device", index: int) -> None:
+        """Queue `index` of `device` has been removed from `worker`."""
+        key = device.worker_key(index)
+        if key is not None and key in self._keys:
+            placed, count = self._keys[key]
+            if count > 1:
+                self._keys[key] = placed, count - 1
+            else:
+                del self._keys[key]
+        self._drop(worker)
+
+    def _drop(self, worker: Worker) -> None:
+        if worker not in self._alone:
+            self._load[self._workers.index(worker)] -= 1
             return
-        self._load[self._workers.index(worker)] -= 1
+        self._alone[worker] -= 1
+        if not self._alone[worker]:
+            del self._alone[worker]
+            worker.stop()

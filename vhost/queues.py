@@ -27,6 +27,7 @@ import trio
 import ring
 from vhost import actions
 from vhost.constants import VirtioFeature
+from vhost.device import Discards
 from vhost.fds import OwnedFd
 
 if TYPE_CHECKING:
@@ -262,7 +263,7 @@ class Queue:
                 worker.add(source.ptr)
                 self.worker, self._source = worker, source
                 worker.set_kick(source.ptr, _fileno(self._kick))
-                worker.pause(source.ptr, self.paused)
+                self._apply_to(source, worker)
                 worker.wake(source.ptr)
         except BaseException:
             if source is not None:
@@ -271,7 +272,7 @@ class Queue:
                         worker.remove(source.ptr)
                 source.close()
             self.worker = self._source = None
-            pool.release(worker)
+            pool.release(worker, device, self.index)
             raise
 
     def _start_task(self, vq: ring.Virtqueue) -> None:
@@ -340,7 +341,7 @@ class Queue:
             self.vq = self._source = self.worker = None
         if source is not None and worker is not None:
             source.close()
-            self.instance.pool.release(worker)
+            self.instance.pool.release(worker, self.instance.device, self.index)
         else:
             with trio.move_on_after(_TASK_SECONDS):
                 await self._done.wait()
@@ -396,9 +397,17 @@ class Queue:
             _, source, worker = self._now()
             if source is None or worker is None:
                 return
-            worker.pause(source.ptr, self.paused)
-            if not self.paused:
+            if not self._apply_to(source, worker):
                 worker.wake(source.ptr)
+
+    def _apply_to(self, source: Source, worker: ring.Worker) -> bool:
+        """Make `paused` true of `source`, or let it discard what comes. Worker parked. Returns whether it is paused."""
+        paused = self.paused
+        if isinstance(source, Discards):
+            source.set_enabled(self.enabled)
+            paused = self.instance.held or self.state is RunState.DRAINING
+        worker.pause(source.ptr, paused)
+        return paused
 
     def apply_logging(self) -> None:
         """Log writes as the instance and `log_addr` say. Worker parked."""

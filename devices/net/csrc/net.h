@@ -11,6 +11,7 @@
 /* cffi:begin */
 enum {
 	NET_PAIRS_MAX = 16,
+	NET_FRAME_BYTES_MAX = 65557,	/* the largest segment to be cut, with two tags */
 
 	/* frames a port takes unfinished */
 	NET_TAKES_CSUM = 1,
@@ -58,6 +59,32 @@ void net_port_set_down(struct net_port *port, int down);	/* any thread */
 void net_port_stats(const struct net_port *port, struct net_port_stats *out);	/* any thread */
 /* Only when nothing is connected to it and no source of it runs. */
 void net_port_free(struct net_port *port);
+
+/* A guest's card. Freed by net_port_free(net_dev_port()), after its queues. NULL without memory. */
+struct net_dev *net_dev_new(uint32_t pairs);
+struct net_port *net_dev_port(struct net_dev *dev);
+/* While no queue of it runs: what the driver acked, all bits. */
+void net_dev_set_features(struct net_dev *dev, uint64_t features);
+/* 1: all its pairs are on one worker, so a frame may be given to any of them. Before its queues run. */
+void net_dev_set_shared(struct net_dev *dev, int shared);
+
+/*
+ * What a worker polls for @vq, ring @index of the card: 2i receives, 2i + 1 transmits. With the worker parked; NULL
+ * without memory or for an index it does not have.
+ */
+struct ring_source *net_queue_new(struct net_dev *dev, struct ring_vq *vq, uint32_t index);
+/* With the worker parked, after the source was removed from it. 0, or -EBUSY: it has not been. */
+int net_queue_free(struct ring_source *source);
+/* While parked. A transmit queue that is not enabled takes frames and drops them (vhost-user, "Ring states"). */
+void net_queue_set_enabled(struct ring_source *source, int on);
+
+/* Links for measuring: swallow everything; give everything back as it is; offer frames as fast as they are taken. */
+struct net_port *net_null_new(void);
+struct net_port *net_echo_new(void);
+struct net_port *net_source_new(uint32_t frame_bytes);
+/* While parked: pair @pair of @dev gets frames of @port, a source; until net_source_stop(). 0 or -errno. */
+int net_source_start(struct net_port *port, struct net_dev *dev, uint32_t pair);
+void net_source_stop(struct net_port *port, struct net_dev *dev, uint32_t pair);
 /* cffi:end */
 
 #endif

@@ -34,7 +34,7 @@ enum {
 	NET_ETH = 14,
 	NET_HDR_MAX = 24,		/* virtio header with hash report, padded */
 	NET_HDR_V1 = 12,		/* VIRTIO 1.3, 5.1.6: with num_buffers */
-	NET_FRAME_MAX = 65535 + NET_ETH + 8,	/* the largest segment to be cut, with two tags */
+	NET_FRAME_MAX = NET_FRAME_BYTES_MAX,
 
 	/* struct net_hdr.flags and gso_type: VIRTIO 1.3, 5.1.6 */
 	NET_F_NEEDS_CSUM = 1,
@@ -79,6 +79,8 @@ struct net_port_ops {
 	 */
 	void (*send)(struct net_port *port, const struct net_frame *const *frames, int n);
 	void (*free)(struct net_port *port);
+	/* Add what is counted elsewhere than in @port->stats (per queue, where several workers count). May be NULL. */
+	void (*add_stats)(const struct net_port *port, struct net_port_stats *sum);
 };
 
 struct net_port {
@@ -94,6 +96,15 @@ static inline void net_count(uint64_t *stat, uint64_t n)
 {
 	__atomic_store_n(stat, *stat + n, __ATOMIC_RELAXED);
 }
+
+/* Counted by several threads: for what is rare. */
+static inline void net_count_shared(uint64_t *stat, uint64_t n)
+{
+	__atomic_fetch_add(stat, n, __ATOMIC_RELAXED);
+}
+
+/* port.c: add up. @from is written by its worker meanwhile. */
+void net_stats_add(struct net_port_stats *sum, const struct net_port_stats *from);
 
 static inline bool net_is_down(const struct net_port *port)
 {

@@ -1,0 +1,119 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * dev.h - inside of a guest's card: net.c rx.c tx.c ctrl.c, nobody else.
+ *
+ * Theory of operation
+ *   A card has up to NET_PAIRS_MAX pairs of rings, each a source of its own. Both rings of a pair run on one worker; of
+ *   other pairs, which may run elsewhere, a worker touches nothing (unless the card is @shared: all on one). What is
+ *   counted is counted per ring, therefore.
+ *
+ *   Transmit: poll pops a batch, makes frames of it, hands them to the peer and gives all chains back: they are done.
+ *   Receive: nothing is polled. Whoever has a frame calls send(); buffers are popped for as many frames as there are,
+ *   stay in the stash until the end of the worker's turn, and what is left over then goes back into the ring. Kicks are
+ *   off: that a guest has offered buffers matters only to a feeder that was refused for want of them (@starved).
+ */
+#ifndef NET_DEV_H
+#define NET_DEV_H
+
+#include "devices/net/csrc/net_int.h"
+
+enum {
+	/* virtio feature bits: VIRTIO 1.3, 5.1.3 */
+	NET_V_CSUM = 0,
+	NET_V_GUEST_CSUM = 1,
+	NET_V_GUEST_TSO4 = 7,
+	NET_V_GUEST_TSO6 = 8,
+	NET_V_GUEST_ECN = 9,
+	NET_V_GUEST_UFO = 10,
+	NET_V_HOST_TSO4 = 11,
+	NET_V_HOST_TSO6 = 12,
+	NET_V_HOST_ECN = 13,
+	NET_V_HOST_UFO = 14,
+	NET_V_MRG_RXBUF = 15,
+	NET_V_VERSION_1 = 32,
+	NET_V_GUEST_USO4 = 54,
+	NET_V_GUEST_USO6 = 55,
+	NET_V_HOST_USO = 56,
+	NET_V_HASH_REPORT = 57,
+
+	NET_HDR_LEGACY = 10,
+	NET_HDR_HASH = 20,
+
+	NET_STASH = 512,	/* receive buffers popped at once, two full pops */
+	NET_MERGE_MAX = 256,	/* buffers one frame may take */
+};
+
+/* A ring's source; the kind is told by its ops. */
+struct net_rxq {
+	struct ring_source source;
+	struct net_dev *dev;
+	uint32_t pair;
+	uint32_t nr, at;		/* stash: chains[at] … chains[nr - 1] are popped and unused */
+	uint32_t hdr_len;
+	bool mergeable;
+	bool starved;			/* kicks are on */
+	bool hungry;			/* the feeder is to be called when there are buffers */
+	uint32_t need;			/* bytes that it was starved of */
+	struct net_feeder *feeder;
+	struct net_finish *fin;
+	uint32_t batch_frames;		/* delivered since the last note in @stats */
+	uint64_t batch_bytes;
+	struct net_port_stats stats;
+	struct ring_chain *chains[NET_STASH];
+	struct ring_iov iov[RING_IOV_MAX];
+};
+
+struct net_txq {
+	struct ring_source source;
+	struct net_dev *dev;
+	uint32_t pair;
+	bool enabled;
+	struct net_port_stats stats;
+	const struct net_frame *list[NET_BATCH];
+	struct net_frame frames[NET_BATCH];
+};
+
+struct net_dev {
+	struct net_port port;
+	uint32_t pairs;
+	uint32_t hdr_len;		/* of the driver's headers, both ways */
+	uint32_t allowed;		/* NET_TAKES_*: what it may send unfinished */
+	bool mergeable;
+	bool shared;
+	uint64_t features;
+	struct net_rxq *rx[NET_PAIRS_MAX];	/* NULL: not running; changes while parked */
+	struct net_txq *tx[NET_PAIRS_MAX];
+	struct net_port_stats past;	/* of rings that are gone */
+};
+
+/* The first fields are on the wire in this order. */
+struct net_wire {
+	struct net_hdr hdr;
+	uint16_t num_buffers;
+	uint32_t hash_value;
+	uint16_t hash_report;
+	uint16_t pad;
+};
+
+_Static_assert(sizeof(struct net_hdr) == NET_HDR_LEGACY && sizeof(struct net_wire) == NET_HDR_HASH,
+	       "headers are as VIRTIO 1.3, 5.1.6 has them");
+
+static inline struct net_dev *net_dev_of(struct net_port *port)
+{
+	return (struct net_dev *)(void *)port;
+}
+
+/* rx.c */
+struct ring_source *net_rxq_new(struct net_dev *dev, struct ring_vq *vq, uint32_t pair);
+void net_rxq_free(struct net_rxq *q);
+void net_rx_send(struct net_port *port, const struct net_frame *const *frames, int n);
+/* On the worker: as many of @n frames as there are buffers for, without counting the others as dropped. */
+int net_rx_offer(struct net_dev *dev, uint32_t pair, const struct net_frame *const *frames, int n);
+extern const struct ring_source_ops net_rx_ops;
+
+/* tx.c */
+struct ring_source *net_txq_new(struct net_dev *dev, struct ring_vq *vq, uint32_t pair);
+void net_txq_free(struct net_txq *q);
+extern const struct ring_source_ops net_tx_ops;
+
+#endif

@@ -1,0 +1,544 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * rx.c - to a guest: frames are copied into the buffers its driver offered.
+ */
+#include <errno.h>
+#include <stdlib.h>
+
+#include "devices/net/csrc/dev.h"
+
+/* --- the stash: buffers popped and unused ----------------------------------------------------------------------- */
+
+/* At least one more buffer, @want of them if there are so many. False: none. */
+static bool refill(struct net_rxq *q, uint32_t want)
+{
+	int n;
+
+	if (q->at == q->nr) {
+		q->at = 0;
+		q->nr = 0;
+	} else if (q->nr + want > NET_STASH) {
+		memmove(q->chains, q->chains + q->at, (q->nr - q->at) * sizeof(*q->chains));
+		q->nr -= q->at;
+		q->at = 0;
+	}
+	if (want > NET_STASH - q->nr)
+		want = NET_STASH - q->nr;
+	n = ring_vq_pop(q->source.vq, q->chains + q->nr, (int)want);
+	if (n <= 0)
+		return false;
+	q->nr += (uint32_t)n;
+	ring_source_completed(&q->source);	/* what is left over goes back at the end of the turn */
+	return true;
+}
+
+/* One buffer that can hold something, chains[at]. Those that cannot are given back empty. */
+static bool usable(struct net_rxq *q, uint32_t want)
+{
+	for (;;) {
+		if (q->at == q->nr && !refill(q, want))
+			return false;
+		if (net_likely(q->chains[q->at]->in_bytes >= q->hdr_len + NET_ETH))
+			return true;
+		ring_vq_push(q->source.vq, q->chains[q->at++], 0);
+	}
+}
+
+/*
+ * Buffers for @bytes, header included: chains[at] … Returns their number; 0 without room, *@why says why. @want: buffers
+ * worth popping at once.
+ */
+static uint32_t reserve(struct net_rxq *q, uint32_t bytes, uint32_t want, uint32_t *why)
+{
+	uint64_t room;
+	uint32_t n;
+
+	if (net_unlikely(!usable(q, want))) {
+		*why = NET_DROP_NO_BUFFER;
+		return 0;
+	}
+	room = q->chains[q->at]->in_bytes;
+	if (net_likely(room >= bytes))
+		return 1;
+	if (!q->mergeable) {
+		*why = NET_DROP_TOO_SMALL;
+		return 0;
+	}
+	for (n = 1; room < bytes; n++) {
+		if (n == NET_MERGE_MAX) {
+			*why = NET_DROP_TOO_SMALL;
+			return 0;
+		}
+		if (q->at + n == q->nr) {
+			uint64_t more = (bytes - room) / q->chains[q->nr - 1]->in_bytes + 1;
+			uint32_t left = NET_MERGE_MAX - n;
+
+			if (!refill(q, more < left ? (uint32_t)more : left)) {
+				*why = NET_DROP_NO_BUFFER;
+				return 0;
+			}
+		}
+		room += q->chains[q->at + n]->in_bytes;
+	}
+	return n;
+}
+
+static void give_back(struct net_rxq *q)
+{
+	if (q->nr != q->at)
+		ring_vq_unpop(q->source.vq, (int)(q->nr - q->at));
+	q->nr = 0;
+	q->at = 0;
+}
+
+/* --- a frame into its buffers ----------------------------------------------------------------------------------- */
+
+/* Where the next byte goes: piece @piece of the chain at @chain, @off bytes into it. */
+struct cursor {
+	struct ring_chain **chain;
+	uint32_t piece;		/* from the first writable one */
+	size_t off;
+};
+
+/* There is room: see reserve(). */
+static void put(struct cursor *c, const void *src, size_t len)
+{
+	const uint8_t *from = src;
+
+	while (len) {
+		const struct ring_chain *chain = *c->chain;
+		const struct ring_iov *iov;
+		size_t n;
+
+		if (c->piece == chain->nr_in) {
+			c->chain++;
+			c->piece = 0;
+			continue;
+		}
+		iov = &chain->iov[chain->nr_out + c->piece];
+		n = iov->len - c->off < len ? iov->len - c->off : len;
+		shm_copy_out((uint8_t *)iov->base + c->off, from, n);
+		from += n;
+		len -= n;
+		c->off += n;
+		if (c->off == iov->len) {
+			c->piece++;
+			c->off = 0;
+		}
+	}
+}
+
+/* What of @f is not in its head. */
+static void put_rest(struct cursor *c, const struct net_frame *f)
+{
+	const struct ring_iov *iov = f->iov;
+	size_t skip = (size_t)f->skip + f->head_len;
+	size_t left = f->len - f->head_len;
+
+	while (left) {
+		size_t n;
+
+		if (skip >= iov->len) {
+			skip -= iov->len;
+			iov++;
+			continue;
+		}
+		n = iov->len - skip < left ? iov->len - skip : left;
+		put(c, (const uint8_t *)iov->base + skip, n);
+		left -= n;
+		iov++;
+		skip = 0;
+	}
+}
+
+static inline void make_header(const struct net_rxq *q, const struct net_frame *f, uint32_t buffers, struct net_wire *w)
+{
+	uint32_t takes = __atomic_load_n(&q->dev->port.takes, __ATOMIC_RELAXED);
+
+	w->hdr = f->hdr;
+	if (net_unlikely(!(takes & NET_TAKES_CSUM)))
+		w->hdr.flags = 0;	/* VIRTIO 1.3, 5.1.6.4.1: DATA_VALID is for those who know GUEST_CSUM */
+	w->num_buffers = (uint16_t)buffers;
+	w->hash_value = 0;
+	w->hash_report = 0;
+	w->pad = 0;
+}
+
+/* At least 14 bytes, at most NET_HEAD; a call for that would cost more than the copy. */
+static inline void put_head(uint8_t *to, const uint8_t *from, uint32_t len)
+{
+	uint32_t at;
+
+	if (net_unlikely(len < 16)) {
+		shm_copy_out(to, from, len);
+		return;
+	}
+	for (at = 0; at + 16 <= len; at += 16)
+		__builtin_memcpy(to + at, from + at, 16);
+	__builtin_memcpy(to + len - 16, from + len - 16, 16);
+}
+
+/* Frame @f, whole and finished, to the driver; one buffer or more. */
+static void deliver(struct net_rxq *q, const struct net_frame *f, uint32_t want)
+{
+	uint32_t need = q->hdr_len + f->len;
+	uint32_t why, n, i, left;
+	const struct ring_iov *iov;
+	struct ring_chain **chains;
+	struct net_wire w;
+
+	n = reserve(q, need, want, &why);
+	if (net_unlikely(!n)) {
+		net_count(&q->stats.dropped[why], 1);
+		return;
+	}
+	chains = &q->chains[q->at];
+	make_header(q, f, n, &w);
+	iov = &chains[0]->iov[chains[0]->nr_out];
+	if (net_likely(iov->len >= need && n == 1 && f->head_len == f->len)) {
+		uint8_t *to = iov->base;
+
+		shm_copy_out(to, &w, q->hdr_len);
+		put_head(to + q->hdr_len, f->head, f->head_len);
+	} else {
+		struct cursor c = { .chain = chains };
+
+		put(&c, &w, q->hdr_len);
+		put(&c, f->head, f->head_len);
+		put_rest(&c, f);
+	}
+	for (i = 0, left = need; i < n; i++) {
+		uint32_t written = chains[i]->in_bytes < left ? chains[i]->in_bytes : left;
+
+		ring_vq_push(q->source.vq, chains[i], written);
+		left -= written;
+	}
+	q->at += n;
+	q->batch_frames++;
+	q->batch_bytes += f->len;
+	if (net_unlikely(q->dev->port.capture != NULL))
+		net_capture_frame(q->dev->port.capture, f, false);
+}
+
+struct emit {
+	struct net_rxq *q;
+	uint32_t want;
+	bool segments;
+};
+
+static void emit(void *arg, const struct net_frame *f)
+{
+	struct emit *e = arg;
+
+	net_count(e->segments ? &e->q->stats.in_segments : &e->q->stats.in_checksums, 1);
+	deliver(e->q, f, e->want);
+}
+
+static void finish(struct net_rxq *q, const struct net_frame *f, uint32_t takes, uint32_t want)
+{
+	struct emit e = { .q = q, .want = want, .segments = f->hdr.gso_type != NET_GSO_NONE };
+	uint32_t why = net_finish(q->fin, f, takes, emit, &e);
+
+	if (why != NET_DROP_NONE)
+		net_count(&q->stats.dropped[why], 1);
+}
+
+static bool runs(const struct net_rxq *q)
+{
+	return q && q->source.worker && !q->source.paused;
+}
+
+static void deliver_all(struct net_rxq *q, const struct net_frame *const *frames, int n)
+{
+	uint32_t takes = __atomic_load_n(&q->dev->port.takes, __ATOMIC_RELAXED);
+	int i;
+
+	for (i = 0; i < n; i++) {
+		const struct net_frame *f = frames[i];
+
+		if (net_unlikely(net_unfinished(f, takes)))
+			finish(q, f, takes, (uint32_t)(n - i));
+		else
+			deliver(q, f, (uint32_t)(n - i));
+	}
+	if (q->batch_frames) {
+		net_count(&q->stats.in_frames, q->batch_frames);
+		net_count(&q->stats.in_bytes, q->batch_bytes);
+		q->batch_frames = 0;
+		q->batch_bytes = 0;
+	}
+}
+
+/* --- the port --------------------------------------------------------------------------------------------------- */
+
+/* The pair that @f goes to, or NULL. A pair that may run on another worker is not even looked at. */
+static struct net_rxq *choose(struct net_dev *dev, const struct net_frame *f)
+{
+	uint32_t pair = f->pair;
+	struct net_rxq *q;
+
+	if (net_likely(pair < dev->pairs)) {
+		q = dev->rx[pair];
+		if (net_likely(runs(q)) || !dev->shared)
+			return q;
+	}
+	return dev->shared ? dev->rx[0] : NULL;
+}
+
+void net_rx_send(struct net_port *port, const struct net_frame *const *frames, int n)
+{
+	struct net_dev *dev = net_dev_of(port);
+	int i, end;
+
+	for (i = 0; i < n; i = end) {
+		struct net_rxq *q = choose(dev, frames[i]);
+
+		end = i + 1;
+		while (end < n && frames[end]->pair == frames[i]->pair)
+			end++;
+		if (net_unlikely(!runs(q) || net_is_down(port)))
+			net_count_shared(&port->stats.dropped[NET_DROP_DOWN], (uint64_t)(end - i));
+		else
+			deliver_all(q, frames + i, end - i);
+	}
+}
+
+int net_rx_offer(struct net_dev *dev, uint32_t pair, const struct net_frame *const *frames, int n)
+{
+	struct net_rxq *q = dev->rx[pair];
+	uint32_t room = 0;
+
+	if (!runs(q))
+		return 0;
+	if (q->nr - q->at < (uint32_t)n)
+		refill(q, (uint32_t)n - (q->nr - q->at));
+	room = q->nr - q->at;
+	if (room < (uint32_t)n)
+		n = (int)room;
+	if (n)
+		deliver_all(q, frames, n);
+	return n;
+}
+
+/* --- a feeder reads into the buffers ---------------------------------------------------------------------------- */
+
+/* No buffers for @need bytes: ask for kicks. True: there are now, after all. */
+static bool starve(struct net_rxq *q, uint32_t need)
+{
+	uint32_t why;
+
+	q->hungry = true;
+	q->need = need;
+	q->starved = true;
+	while (ring_vq_kicks_on(q->source.vq)) {
+		if (reserve(q, need, 1, &why) || why == NET_DROP_TOO_SMALL) {
+			q->starved = false;
+			ring_vq_kicks_off(q->source.vq);
+			return true;
+		}
+	}
+	return false;
+}
+
+/* Pieces of the @n chains from chains[at], @skip bytes of them left out, at q->iov[@from]; returns their end. */
+static int gather(struct net_rxq *q, uint32_t n, size_t skip, int from)
+{
+	uint32_t i, k;
+
+	for (i = 0; i < n; i++) {
+		const struct ring_chain *chain = q->chains[q->at + i];
+
+		for (k = 0; k < chain->nr_in && from < RING_IOV_MAX; k++) {
+			struct ring_iov iov = chain->iov[chain->nr_out + k];
+			size_t drop = skip < iov.len ? skip : iov.len;
+
+			skip -= drop;
+			iov.base = (uint8_t *)iov.base + drop;
+			iov.len -= drop;
+			if (iov.len)
+				q->iov[from++] = iov;
+		}
+	}
+	return from;
+}
+
+/* @bytes of frame lie in the buffers: finish the header and give them to the driver. */
+static void publish(struct net_rxq *q, uint32_t bytes, const struct net_hdr *hdr)
+{
+	uint32_t left = q->hdr_len + bytes;
+	uint32_t n = 0, room = 0;
+	struct net_wire w = { .num_buffers = 0 };
+
+	while (room < left)
+		room += q->chains[q->at + n++]->in_bytes;
+	w.num_buffers = (uint16_t)n;
+	if (hdr) {
+		struct cursor c = { .chain = &q->chains[q->at] };
+
+		w.hdr = *hdr;
+		put(&c, &w, q->hdr_len);
+	} else {
+		ring_chain_write(q->chains[q->at], sizeof(w.hdr), &w.num_buffers, sizeof(w.num_buffers));
+	}
+	while (n--) {
+		struct ring_chain *chain = q->chains[q->at++];
+		uint32_t written = chain->in_bytes < left ? chain->in_bytes : left;
+
+		ring_vq_push(q->source.vq, chain, written);
+		left -= written;
+	}
+	net_count(&q->stats.in_frames, 1);
+	net_count(&q->stats.in_bytes, bytes);
+}
+
+int net_rx_read(struct net_dev *dev, uint32_t pair, uint32_t max,
+		ssize_t (*read)(void *arg, const struct ring_iov *iov, int nr), void *arg)
+{
+	struct net_rxq *q = dev->rx[pair];
+	uint8_t header[NET_HDR_V1];
+	uint64_t room;
+	uint32_t n, why;
+	bool direct;
+	ssize_t got;
+	int nr;
+
+	if (!runs(q))
+		return -ENOBUFS;
+	n = reserve(q, q->hdr_len + max, NET_BATCH, &why);
+	if (!n && why == NET_DROP_NO_BUFFER) {
+		if (!starve(q, q->hdr_len + max))
+			return -ENOBUFS;
+		n = reserve(q, q->hdr_len + max, NET_BATCH, &why);
+	}
+	if (!n)	/* no buffer of this driver holds @max: what does not fit is cut off, and then dropped */
+		n = 1;
+	direct = q->hdr_len == NET_HDR_V1;
+	if (direct) {
+		nr = gather(q, n, 0, 0);
+	} else {
+		q->iov[0].base = header;
+		q->iov[0].len = sizeof(header);
+		nr = gather(q, n, q->hdr_len, 1);
+	}
+	got = read(arg, q->iov, nr);
+	if (got < 0)
+		return (int)got;
+	for (room = 0; n-- > 0;)
+		room += q->chains[q->at + n]->in_bytes;
+	/* a file may say what it had, not what it gave */
+	if ((uint64_t)got - NET_HDR_V1 + q->hdr_len > room && got > NET_HDR_V1) {	
+		net_count(&q->stats.dropped[NET_DROP_TOO_SMALL], 1);
+		return (int)got;
+	}
+	if (got < NET_HDR_V1 + NET_ETH) {
+		net_count(&q->stats.dropped[NET_DROP_RUNT], 1);
+		return (int)got;
+	}
+	if (direct) {
+		publish(q, (uint32_t)got - NET_HDR_V1, NULL);
+	} else {
+		struct net_hdr hdr;
+
+		memcpy(&hdr, header, sizeof(hdr));
+		publish(q, (uint32_t)got - NET_HDR_V1, &hdr);
+	}
+	return (int)got;
+}
+
+void net_rx_set_feeder(struct net_dev *dev, uint32_t pair, struct net_feeder *feeder)
+{
+	struct net_rxq *q = pair < dev->pairs ? dev->rx[pair] : NULL;
+
+	if (!q)
+		return;
+	q->feeder = feeder;
+	q->hungry = feeder != NULL;
+}
+
+/* --- the source ------------------------------------------------------------------------------------------------- */
+
+static int rx_poll(struct ring_source *source, int budget)
+{
+	struct net_rxq *q = (struct net_rxq *)(void *)source;
+	int n;
+
+	if (net_likely(!q->hungry) || !q->feeder || !budget)
+		return 0;
+	q->hungry = false;	/* it is again if it is refused again */
+	n = q->feeder->feed(q->feeder, budget);
+	if (n > 0)
+		q->hungry = true;
+	return n;
+}
+
+static void rx_flush(struct ring_source *source)
+{
+	struct net_rxq *q = (struct net_rxq *)(void *)source;
+
+	give_back(q);
+	ring_vq_flush(source->vq);
+}
+
+/* Only one who was refused waits for buffers. */
+static int rx_arm(struct ring_source *source)
+{
+	struct net_rxq *q = (struct net_rxq *)(void *)source;
+	bool more;
+
+	if (!q->hungry || !q->feeder)
+		return 0;
+	more = starve(q, q->need);
+	give_back(q);
+	return more;
+}
+
+static void rx_disarm(struct ring_source *source)
+{
+	struct net_rxq *q = (struct net_rxq *)(void *)source;
+
+	if (q->starved) {
+		q->starved = false;
+		ring_vq_kicks_off(source->vq);
+	}
+}
+
+const struct ring_source_ops net_rx_ops = {
+	.poll = rx_poll,
+	.flush = rx_flush,
+	.arm = rx_arm,
+	.disarm = rx_disarm,
+};
+
+struct ring_source *net_rxq_new(struct net_dev *dev, struct ring_vq *vq, uint32_t pair)
+{
+	struct net_rxq *q = aligned_alloc(64, (sizeof(*q) + 63) / 64 * 64);
+
+	if (!q)
+		return NULL;
+	memset(q, 0, sizeof(*q));
+	q->fin = net_finish_new();
+	if (!q->fin) {
+		free(q);
+		return NULL;
+	}
+	q->source.ops = &net_rx_ops;
+	q->source.vq = vq;
+	q->source.kick_fd = -1;
+	q->source.news_fd = -1;
+	q->dev = dev;
+	q->pair = pair;
+	q->hdr_len = dev->hdr_len;
+	q->mergeable = dev->mergeable;
+	ring_vq_kicks_off(vq);
+	dev->rx[pair] = q;
+	return &q->source;
+}
+
+void net_rxq_free(struct net_rxq *q)
+{
+	if (q->dev->rx[q->pair] == q)	/* a new connection's may have taken its place */
+		q->dev->rx[q->pair] = NULL;
+	net_stats_add(&q->dev->past, &q->stats);
+	net_finish_free(q->fin);
+	free(q);
+}

@@ -1,0 +1,197 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * tx.c - from a guest: chains become frames, frames go to the peer.
+ */
+#include <stdlib.h>
+
+#include "devices/net/csrc/dev.h"
+
+uint32_t net_check_hdr(const struct net_hdr *hdr, uint32_t len, uint32_t allowed)
+{
+	uint32_t type = hdr->gso_type & (uint32_t)~NET_GSO_ECN;
+	uint32_t need;
+
+	if (hdr->flags & NET_F_NEEDS_CSUM) {
+		if (!(allowed & NET_TAKES_CSUM) || hdr->csum_start < NET_ETH ||
+		    (uint32_t)hdr->csum_start + hdr->csum_offset + 2 > len)
+			return NET_DROP_HEADER;
+	}
+	if (net_likely(hdr->gso_type == NET_GSO_NONE))
+		return NET_DROP_NONE;
+	switch (type) {
+	case NET_GSO_TCPV4:
+		need = NET_TAKES_TSO4;
+		break;
+	case NET_GSO_TCPV6:
+		need = NET_TAKES_TSO6;
+		break;
+	case NET_GSO_UDP:
+		need = NET_TAKES_UFO;
+		break;
+	case NET_GSO_UDP_L4:
+		need = NET_TAKES_USO;
+		break;
+	default:
+		return NET_DROP_HEADER;
+	}
+	if (hdr->gso_type & NET_GSO_ECN) {
+		if (type != NET_GSO_TCPV4 && type != NET_GSO_TCPV6)
+			return NET_DROP_HEADER;
+		need |= NET_TAKES_ECN;
+	}
+	/* VIRTIO 1.3, 5.1.6.2.1: a frame to be cut has a checksum to be filled in */
+	if (need & ~allowed || !hdr->gso_size || !(hdr->flags & NET_F_NEEDS_CSUM))
+		return NET_DROP_HEADER;
+	return NET_DROP_NONE;
+}
+
+/* What nobody may look at is cleared, what is a mere hint is made true. */
+static inline void clean_hdr(struct net_hdr *hdr, uint32_t len)
+{
+	hdr->flags &= NET_F_NEEDS_CSUM;
+	if (net_likely(!hdr->flags)) {
+		hdr->csum_start = 0;
+		hdr->csum_offset = 0;
+	}
+	if (net_likely(hdr->gso_type == NET_GSO_NONE)) {
+		hdr->hdr_len = 0;
+		hdr->gso_size = 0;
+	} else if (hdr->hdr_len > len) {
+		hdr->hdr_len = (uint16_t)(len < UINT16_MAX ? len : UINT16_MAX);
+	}
+}
+
+bool net_frame_of_chain(const struct net_dev *dev, const struct ring_chain *chain, struct net_frame *f, uint32_t *why)
+{
+	const struct ring_iov *iov = chain->iov;
+	uint32_t nr = chain->nr_out;
+	uint32_t hdr_len = dev->hdr_len;
+	uint32_t len, head;
+	uint64_t skip = hdr_len;
+
+	if (net_unlikely(chain->out_bytes < hdr_len + NET_ETH)) {
+		*why = NET_DROP_RUNT;
+		return false;
+	}
+	len = chain->out_bytes - hdr_len;
+	if (net_unlikely(len > NET_FRAME_MAX)) {
+		*why = NET_DROP_GIANT;
+		return false;
+	}
+	head = len < NET_HEAD ? len : NET_HEAD;
+	if (net_likely(iov->len >= hdr_len + head)) {
+		shm_copy_in(&f->hdr, iov->base, sizeof(f->hdr));
+		shm_copy_in(f->head, (const uint8_t *)iov->base + hdr_len, head);
+	} else {
+		ring_chain_read(chain, 0, &f->hdr, sizeof(f->hdr));
+		ring_chain_read(chain, hdr_len, f->head, head);
+		while (iov->len <= skip) {	/* ends: out_bytes > hdr_len */
+			skip -= iov->len;
+			iov++;
+			nr--;
+		}
+	}
+	f->head_len = (uint16_t)head;
+	f->len = len;
+	f->nr_iov = nr;
+	f->skip = (uint32_t)skip;
+	f->iov = iov;
+	*why = net_check_hdr(&f->hdr, len, dev->allowed);
+	if (net_unlikely(*why != NET_DROP_NONE))
+		return false;
+	clean_hdr(&f->hdr, len);
+	return true;
+}
+
+static void capture(struct net_txq *q, int n)
+{
+	int i;
+
+	for (i = 0; i < n; i++)
+		net_capture_frame(q->dev->port.capture, q->list[i], true);
+}
+
+static void pass_on(struct net_txq *q, int n, uint64_t bytes)
+{
+	struct net_port *port = &q->dev->port;
+
+	if (net_unlikely(net_is_down(port) || !q->enabled)) {
+		net_count(&q->stats.dropped[NET_DROP_DOWN], (uint64_t)n);
+		return;
+	}
+	if (net_unlikely(!port->peer)) {
+		net_count(&q->stats.dropped[NET_DROP_NO_PEER], (uint64_t)n);
+		return;
+	}
+	if (net_unlikely(port->capture != NULL))
+		capture(q, n);
+	net_count(&q->stats.out_frames, (uint64_t)n);
+	net_count(&q->stats.out_bytes, bytes);
+	port->peer->ops->send(port->peer, q->list, n);
+}
+
+static int tx_poll(struct ring_source *source, int budget)
+{
+	struct net_txq *q = (struct net_txq *)(void *)source;
+	struct ring_chain *chains[NET_BATCH];
+	uint64_t bytes = 0;
+	int n, i, good = 0;
+
+	n = ring_vq_pop(source->vq, chains, budget < NET_BATCH ? budget : NET_BATCH);
+	if (n <= 0)
+		return n;
+	for (i = 0; i < n; i++) {
+		struct net_frame *f = &q->frames[good];
+		uint32_t why;
+
+		if (net_unlikely(!net_frame_of_chain(q->dev, chains[i], f, &why))) {
+			net_count(&q->stats.dropped[why], 1);
+			continue;
+		}
+		f->pair = (uint16_t)q->pair;
+		q->list[good++] = f;
+		bytes += f->len;
+	}
+	if (net_likely(good))
+		pass_on(q, good, bytes);
+	for (i = 0; i < n; i++)
+		ring_vq_push(source->vq, chains[i], 0);
+	ring_vq_flush(source->vq);
+	return n;
+}
+
+static void tx_flush(struct ring_source *source)
+{
+	ring_vq_flush(source->vq);
+}
+
+const struct ring_source_ops net_tx_ops = {
+	.poll = tx_poll,
+	.flush = tx_flush,
+};
+
+struct ring_source *net_txq_new(struct net_dev *dev, struct ring_vq *vq, uint32_t pair)
+{
+	struct net_txq *q = aligned_alloc(64, (sizeof(*q) + 63) / 64 * 64);
+
+	if (!q)
+		return NULL;
+	memset(q, 0, sizeof(*q));
+	q->source.ops = &net_tx_ops;
+	q->source.vq = vq;
+	q->source.kick_fd = -1;
+	q->source.news_fd = -1;
+	q->dev = dev;
+	q->pair = pair;
+	q->enabled = true;
+	dev->tx[pair] = q;
+	return &q->source;
+}
+
+void net_txq_free(struct net_txq *q)
+{
+	if (q->dev->tx[q->pair] == q)	/* a new connection's may have taken its place */
+		q->dev->tx[q->pair] = NULL;
+	net_stats_add(&q->dev->past, &q->stats);
+	free(q);
+}

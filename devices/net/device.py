@@ -1,0 +1,260 @@
+"""virtio-net as the server sees it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from typing import Any, ClassVar
+
+import ring
+from devices.net._net import ffi, lib
+from devices.net.config import NetFeature, format_mac, pack_config, parse_mac, random_mac
+from devices.net.links.base import NetLink
+from devices.net.stats import NetStats
+from vhost import Device, Metric
+
+__all__ = ["Net"]
+
+log = logging.getLogger(__name__)
+
+_CSUM = NetFeature.CSUM
+_GUEST_CSUM = NetFeature.GUEST_CSUM
+#: what the software of this device can finish for whoever cannot take it, and so offers always
+_OFFLOADS = (
+    _CSUM | NetFeature.HOST_TSO4 | NetFeature.HOST_TSO6 | NetFeature.HOST_ECN | NetFeature.HOST_USO
+    | _GUEST_CSUM | NetFeature.GUEST_TSO4 | NetFeature.GUEST_TSO6 | NetFeature.GUEST_ECN
+    | NetFeature.GUEST_USO4 | NetFeature.GUEST_USO6
+)  # fmt: skip
+
+
+class _Queue:
+    """A `vhost.Source`: one ring as a worker runs it."""
+
+    def __init__(self, card: Net, index: int, ptr: Any, worker: ring.Worker) -> None:
+        self._card = card
+        self._index = index
+        self._worker = worker
+        self.ptr = ptr
+
+    def set_enabled(self, on: bool) -> None:
+        """As `vhost.device.Discards.set_enabled`."""
+        lib.net_queue_set_enabled(self.ptr, on)
+
+    def close(self) -> None:
+        """Free it. Other rings of its worker may be about to use it, so the worker is parked."""
+        if self.ptr is None:
+            return
+        with self._worker.parked():
+            self._card._closing(self._index, self._worker, self)
+            if lib.net_queue_free(self.ptr) != 0:
+                raise RuntimeError("a queue is closed after it was removed from its worker")
+        self.ptr = None
+
+
+class Net(Device):
+    """A network card.
+
+    Args:
+        link: what it is plugged into; stays the caller's, who closes it after the card.
+        pairs: pairs of rings, 1 to 16; the guest may use fewer.
+        mac: its address; None: one made up, which the front-end knows about only if it asks.
+        mtu: largest packet (without Ethernet header) that the guest is told, 68 to 65535; None: not told.
+        queue_size: largest size of a ring, entries.
+        offloads: let the guest leave checksums and segments to us.
+        mergeable: let frames be spread over several receive buffers.
+        offer_config: offer the configuration space (crosvm needs it, QEMU has its own and says so); None: if the user
+            gave what is in it.
+
+    Raises:
+        LinkError: the link does not take this card.
+        ValueError: an argument out of range.
+    """
+
+    device_id: ClassVar[int] = 1
+    name: ClassVar[str] = "net"
+    backend_type: ClassVar[str] = "net"
+
+    def __init__(
+        self,
+        link: NetLink,
+        *,
+        pairs: int = 1,
+        mac: str | bytes | None = None,
+        mtu: int | None = None,
+        queue_size: int = 1024,
+        offloads: bool = True,
+        mergeable: bool = True,
+        offer_config: bool | None = None,
+    ) -> None:
+        if not 1 <= pairs <= lib.NET_PAIRS_MAX:
+            raise ValueError(f"pairs is {pairs}; a card has 1 to {lib.NET_PAIRS_MAX} pairs of queues")
+        if not 2 <= queue_size <= 32768:
+            raise ValueError(f"queue_size is {queue_size}; queues have 2 to 32768 entries")
+        if mtu is not None and not 68 <= mtu <= 65535:
+            raise ValueError(f"mtu is {mtu}; give 68 to 65535")
+        self._port: Any = None
+        self.link = link
+        self.pairs = pairs
+        self.mac = parse_mac(mac) if isinstance(mac, str) else mac or random_mac()
+        self._mtu = mtu
+        self._offer_config = (mac is not None or mtu is not None) if offer_config is None else offer_config
+        self._offloads = offloads
+        self._mergeable = mergeable
+        self._up = True
+        self._acked = 0
+        self._running: dict[int, _Queue] = {}
+        self.queue_sizes = (queue_size,) * (2 * pairs)
+        self.ptr: Any = lib.net_dev_new(pairs)
+        if self.ptr == ffi.NULL:
+            raise MemoryError("no memory for a card")
+        try:
+            peer = link.port_for(self)
+        except BaseException:
+            lib.net_port_free(lib.net_dev_port(self.ptr))
+            raise
+        self._port = lib.net_dev_port(self.ptr)
+        lib.net_dev_set_shared(self.ptr, link.shared)
+        lib.net_port_connect(self._port, peer)
+
+    def close(self) -> None:
+        """Unplug and free it; no ring of it runs. May be called again."""
+        if self._port is None:
+            return
+        if self._running:
+            raise RuntimeError("a card is closed after its queues have stopped")
+        peer = self.link.port_for(self)
+        lib.net_port_connect(self._port, ffi.NULL)
+        lib.net_port_connect(ffi.NULL, peer)
+        self.link.release(self)
+        lib.net_port_free(self._port)
+        self._port = self.ptr = None
+
+    # What it is
+
+    @property
+    def port(self) -> Any:
+        """The card's own ``struct net_port *``."""
+        return self._port
+
+    @property
+    def features(self) -> int:
+        """What it offers."""
+        offer = NetFeature.MAC | NetFeature.STATUS
+        if self._offloads:
+            offer |= _OFFLOADS
+        if self._mergeable:
+            offer |= NetFeature.MRG_RXBUF
+        if self._mtu is not None:
+            offer |= NetFeature.MTU
+        if self.pairs > 1:
+            offer |= NetFeature.MQ
+        return int(offer)
+
+    def config(self) -> bytes:
+        """The configuration space, 24 bytes."""
+        return pack_config(mac=self.mac, link_up=self._up, announce=False, pairs=self.pairs, mtu=self._mtu or 1500)
+
+    # Life-cycle
+
+    def features_acked(self, features: int) -> None:
+        """What the driver sends and takes follows from them."""
+        self._acked = features
+        lib.net_dev_set_features(self.ptr, features)
+
+    def worker_key(self, index: int) -> Hashable | None:
+        """Both rings of a pair are on one worker, and with whom the link says."""
+        pair = min(index // 2, self.pairs - 1)
+        key = self.link.worker_key(self, pair)
+        return (self, pair) if key is None else key
+
+    def make_source(self, queue: ring.Virtqueue, worker: ring.Worker) -> _Queue:
+        """As `vhost.Device.make_source`."""
+        index = queue.index
+        ptr = lib.net_queue_new(self.ptr, queue.ptr, index)
+        if ptr == ffi.NULL:
+            raise MemoryError(f"no memory for queue {index}")
+        source = _Queue(self, index, ptr, worker)
+        if (old := self._running.get(index)) is not None:  # of a connection that was cut off; on the same worker
+            self._closing(index, worker, old)
+        self._running[index] = source
+        if index % 2 == 0:
+            try:
+                self.link.started(self, index // 2, worker)
+            except BaseException:
+                source.close()
+                raise
+        return source
+
+    def _closing(self, index: int, worker: ring.Worker, source: _Queue) -> None:
+        if self._running.get(index) is not source:  # one of a connection that was cut off
+            return
+        del self._running[index]
+        if index % 2 == 0:
+            self.link.stopped(self, index // 2, worker)
+
+    async def background(self) -> None:
+        """As `vhost.Device.background`."""
+        await self.link.run()
+
+    def reset(self) -> None:
+        """Forget what the driver set."""
+        self.features_acked(0)
+
+    # Live changes
+
+    @property
+    def link_up(self) -> bool:
+        """The guest sees a carrier, and frames pass."""
+        return self._up
+
+    def set_link(self, up: bool) -> None:
+        """Plug the cable in or out; the guest is told."""
+        if up == self._up:
+            return
+        self._up = up
+        lib.net_port_set_down(self._port, not up)
+        self.config_changed()
+
+    @property
+    def stats(self) -> NetStats:
+        """What it has counted so far."""
+        return NetStats.of(self._port)
+
+    # Control socket and metrics
+
+    def controls(self) -> Mapping[str, Callable[..., Any]]:
+        """As `vhost.Device.controls`."""
+        return {
+            "quiesce": self.quiesce,
+            "resume": self.resume,
+            "set_link": self._set_link,
+            "stats": self._show_stats,
+            "info": self._info,
+            **self.link.controls(),
+        }
+
+    def _set_link(self, up: bool) -> bool:
+        """Link up or down, as the guest sees it."""
+        self.set_link(up)
+        return self._up
+
+    def _show_stats(self) -> dict[str, Any]:
+        """Frames and bytes each way, drops by reason."""
+        return self.stats.as_dict()
+
+    def _info(self) -> dict[str, Any]:
+        """The card and its link."""
+        return {
+            "link": self.link.description,
+            "up": self._up,
+            "mac": format_mac(self.mac),
+            "mtu": self._mtu,
+            "pairs": self.pairs,
+            "features": f"{self._acked:#x}",
+        }
+
+    def metrics(self) -> Iterable[Metric]:
+        """As `vhost.Device.metrics`."""
+        yield from self.stats.metrics()
+        yield Metric("net_up", "gauge", "1 while the link is up.", int(self._up))
+        yield from self.link.metrics()

@@ -1,0 +1,90 @@
+"""What a card is plugged into."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, NewType
+
+from _cffi_backend import FFI
+
+if TYPE_CHECKING:
+    from types import TracebackType
+    from typing import Self
+
+    import ring
+    from devices.net.device import Net
+    from vhost import Metric
+
+__all__ = ["LinkError", "NetLink", "PortPtr"]
+
+#: a ``struct net_port *``
+PortPtr = NewType("PortPtr", FFI.CData)
+
+
+class LinkError(Exception):
+    """A link cannot be had: the message says what is wrong, where, and what to do."""
+
+
+class NetLink(ABC):
+    """Where a card's frames go and come from; one object may serve many cards, as a switch does.
+
+    A card calls `port_for` when it is made and `release` when it is closed. In between, for each pair of rings that a
+    driver starts, it calls `started`, and `stopped` when that ends; all on the event loop's thread.
+    """
+
+    #: frames may be given to any pair of a card, since all of them are on one worker: see `worker_key`
+    shared: bool = False
+
+    @property
+    @abstractmethod
+    def description(self) -> str:
+        """For messages and the control socket: ``tap vm0``, ``switch lan``."""
+
+    @abstractmethod
+    def port_for(self, card: Net) -> PortPtr:
+        """The port that `card` is to be connected to; stays the link's.
+
+        Raises:
+            LinkError: it cannot take this card, in words.
+        """
+
+    def release(self, card: Net) -> None:  # noqa: B027 - most links have nothing to do
+        """The card is unplugged: its port is not connected any more, no ring of it runs."""
+
+    def worker_key(self, card: Net, pair: int) -> Hashable | None:
+        """Rings with equal keys are placed on one worker. None: the pair's two rings are, with nobody else.
+
+        Constant while a ring of the pair runs.
+        """
+        return None
+
+    def started(self, card: Net, pair: int, worker: ring.Worker) -> None:  # noqa: B027
+        """The pair's receive ring is about to run on `worker`, which is parked: add sources of your own."""
+
+    def stopped(self, card: Net, pair: int, worker: ring.Worker) -> None:  # noqa: B027
+        """It runs no more; `worker` is parked: remove what was added."""
+
+    async def run(self) -> None:
+        """Background work, beside each card that is being served; cancelled at the end."""
+
+    def controls(self) -> Mapping[str, Callable[..., Any]]:
+        """Methods for the control socket, beside the card's own."""
+        return {}
+
+    def metrics(self) -> Iterable[Metric]:
+        """Values now, beside the card's own."""
+        return ()
+
+    async def aclose(self) -> None:  # noqa: B027
+        """Give back what it holds; its cards are closed. May be called again."""
+
+    async def __aenter__(self) -> Self:
+        """The link, which is closed at the end."""
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Close it."""
+        await self.aclose()
