@@ -109,6 +109,12 @@ class Guest:
         if publish and queue.ring.publish():
             queue.kick()
 
+    def publish(self, *, pair: int = 0) -> None:
+        """Show the card what was pushed with `publish=False`."""
+        queue = self.fe.queues[2 * pair + 1]
+        if queue.ring.publish():
+            queue.kick()
+
     def reap(self, *, pair: int = 0) -> int:
         """Take back what was sent; how many."""
         done = 0

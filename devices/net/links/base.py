@@ -65,7 +65,7 @@ class NetLink(ABC):
     def stopped(self, card: Net, pair: int, worker: ring.Worker) -> None:  # noqa: B027
         """It runs no more; `worker` is parked: remove what was added."""
 
-    async def run(self) -> None:
+    async def run(self) -> None:  # noqa: B027
         """Background work, beside each card that is being served; cancelled at the end."""
 
     def controls(self) -> Mapping[str, Callable[..., Any]]:
