@@ -46,6 +46,12 @@ def pkg_config(package: str, *what: str) -> list[str] | None:
     return done.stdout.split() if done.returncode == 0 else None
 
 
+def has_slirp() -> bool:
+    """A libslirp that is new enough. Its .pc file asks for glib's, which its header and Debian's package do not need."""
+    want = "--atleast-version=4.7"
+    return any(pkg_config("slirp", *how, want) is not None for how in (("--maximum-traverse-depth=1",), ()))
+
+
 def sources(folder: str, *names: str) -> list[str]:
     """Source paths under ``folder``."""
     return [f"{folder}/{name}" for name in names]
@@ -70,10 +76,8 @@ BLK_SOURCES = (
     "blk.c", "request.c", "io.c", "inline.c", "throttle.c", "store_file.c", "store_mem.c", "store_fault.c"
 )
 
-NET_SOURCES = (
-    "net.c", "port.c", "rx.c", "tx.c", "ctrl.c", "echo.c", "offload.c", "csum.c", "capture.c", "switch.c", "fdb.c",
-    "fdlink.c", "tap.c",
-)
+#: folder's sources that are extensions of their own
+NET_ALONE = ("load", "slirp")
 NET_CDEF = ("net.h", "switch.h", "fdlink.h", "capture.h")
 
 COMMON = {
@@ -116,10 +120,10 @@ def modules() -> list[str]:
         if (ROOT / "devices/net/csrc/load.h").exists():
             found.append("ffi_build.py:net_load")
         if (ROOT / "devices/net/csrc/slirp.h").exists():
-            if pkg_config("slirp", "--exists") is not None:
+            if has_slirp():
                 found.append("ffi_build.py:net_slirp")
             elif os.environ.get("VHOST_WITH_SLIRP") == "1":
-                raise SystemExit("VHOST_WITH_SLIRP=1 but pkg-config finds no libslirp; install libslirp-dev")
+                raise SystemExit("VHOST_WITH_SLIRP=1 but pkg-config finds no libslirp 4.7; install libslirp-dev")
     return found
 
 
@@ -165,11 +169,13 @@ def existing(folder: str, *names: str) -> list[str]:
 
 
 def net() -> FFI:
-    """The virtio-net data path, the switch and taps."""
+    """The virtio-net data path, the switch, taps, capture."""
+    folder = "devices/net/csrc"
+    names = sorted(path.name for path in (ROOT / folder).glob("*.c") if not path.stem.startswith(NET_ALONE))
     return extension(
         "devices.net._net",
-        existing("devices/net/csrc", *NET_CDEF),
-        existing("devices/net/csrc", *NET_SOURCES) + RING_HOT,
+        existing(folder, *NET_CDEF),
+        sources(folder, *names) + RING_HOT,
         libraries=[],
         include=ring,
     )
@@ -193,5 +199,4 @@ def net_slirp() -> FFI:
         ["devices/net/csrc/slirp.h"],
         sources("devices/net/csrc", "slirp.c"),
         libraries=["slirp"],
-        include=net(),
     )

@@ -253,11 +253,22 @@ int split_flush(struct ring_vq *vq)
 	return vq_notify(vq, split_wanted(vq, from, to));
 }
 
-/* With EVENT_IDX nothing is written: the driver kicks only when it passes avail_event, which stays behind. */
+/*
+ * With EVENT_IDX the driver kicks only when it passes avail_event. Where it has, that stays behind and nothing is written; where
+ * we stopped waiting on our own, it is moved out of the way.
+ */
 void split_kicks_off(struct ring_vq *vq)
 {
-	if (vq->event_idx)
+	uint64_t at = VQ_USED_RING + 8 * (uint64_t)vq->size;
+
+	if (vq->event_idx) {
+		if (split_ready(vq))
+			return;
+		shm_store16(vq->used + at, (uint16_t)(vq->last_avail - 1));
+		if (vq->slow & VQ_SLOW_LOG_USED)
+			vq_log_used(vq, at, 2);
 		return;
+	}
 	shm_store16(vq->used + VQ_USED_FLAGS, VQ_USED_NO_NOTIFY);
 	if (vq->slow & VQ_SLOW_LOG_USED)
 		vq_log_used(vq, VQ_USED_FLAGS, 2);

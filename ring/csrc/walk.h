@@ -114,13 +114,19 @@ VQ_INLINE void walk_end(struct vq_walk *w)
  * The fast walk, for what nearly every chain is: buffers of which none is empty, each inside one writable region,
  * described directly or by one aligned table in order. It decides nothing else: where it returns 0 the chain is walked
  * again from the head's copy by the careful walk above, which reads the rest afresh and alone is believed.
- * All its state lives in registers; hence the separate region copy.
+ * All its state lives in registers; hence the separate region copy. Two regions are remembered: the one that chains begin
+ * in, and the last other one, for the data often lies elsewhere than header and status.
  */
 struct vq_near {
 	const struct ring_memtab *tab;
-	uint64_t gpa;
+	uint64_t gpa;	/* where chains begin */
 	uint64_t len;	/* 0: no region yet */
 	uint8_t *hva;
+	struct {
+		uint64_t gpa;
+		uint64_t len;
+		uint8_t *hva;
+	} other;
 };
 
 VQ_INLINE void near_set(struct vq_near *near, const struct ring_region *r)
@@ -136,6 +142,9 @@ VQ_INLINE void near_init(struct vq_near *near, struct ring_vq *vq)
 	near->gpa = 0;
 	near->len = 0;
 	near->hva = NULL;
+	near->other.gpa = 0;
+	near->other.len = 0;
+	near->other.hva = NULL;
 	if (vq_likely(near->tab != NULL && near->tab->nr)) {
 		if (vq_unlikely(vq->hint >= near->tab->nr))	/* regions went away */
 			vq->hint = 0;
@@ -143,24 +152,62 @@ VQ_INLINE void near_init(struct vq_near *near, struct ring_vq *vq)
 	}
 }
 
-/* Our address of [@g_addr, @g_addr + @g_len), or NULL. @g_len 0 wraps to something that fits nowhere. */
-VQ_INLINE uint8_t *near_at(struct vq_near *near, struct ring_vq *vq, uint64_t g_addr, uint32_t g_len)
+/* The region of @g_addr by one look at the table of granules, which is enough where none holds several; or the long way. */
+VQ_INLINE const struct ring_region *near_find(const struct vq_near *near, struct ring_vq *vq, uint64_t g_addr)
 {
-	uint64_t off = g_addr - near->gpa;
+	const struct ring_memtab *tab = near->tab;
+	uint64_t g;
 
-	if (vq_unlikely(off >= near->len)) {
-		const struct ring_region *r = near->tab != NULL ? ring_memtab_find(near->tab, g_addr, &vq->hint) : NULL;
-
-		if (r == NULL)
-			return NULL;
-		near_set(near, r);
-		off = g_addr - near->gpa;
-		if (off >= near->len)
-			return NULL;
-	}
-	if (vq_unlikely((uint64_t)g_len - 1 >= near->len - off))
+	if (vq_unlikely(tab == NULL))
 		return NULL;
-	return near->hva + off;
+	g = g_addr >> tab->shift;
+	if (vq_likely(g < RING_GRANULES)) {
+		uint32_t i = tab->granule[g];
+
+		if (vq_likely(i < tab->nr && g_addr - tab->by_gpa[i].gpa < tab->by_gpa[i].len)) {
+			vq->hint = i;
+			return &tab->by_gpa[i];
+		}
+	}
+	return ring_memtab_find(tab, g_addr, &vq->hint);
+}
+
+/*
+ * Our address of [@g_addr, @g_addr + @g_len), or NULL. @g_len 0 wraps to something that fits nowhere. @begin: a chain or its
+ * table begins there.
+ */
+VQ_INLINE uint8_t *near_at(struct vq_near *near, struct ring_vq *vq, uint64_t g_addr, uint32_t g_len, const bool begin)
+{
+	uint64_t off = g_addr - near->gpa, len = near->len;
+	uint8_t *hva = near->hva;
+
+	if (vq_unlikely(off >= len)) {
+		off = g_addr - near->other.gpa;
+		len = near->other.len;
+		hva = near->other.hva;
+		if (off >= len) {
+			const struct ring_region *r = near_find(near, vq, g_addr);
+
+			if (r == NULL)
+				return NULL;
+			off = g_addr - r->gpa;
+			len = r->flags & RING_MEM_RO ? 0 : r->len;	/* read-only memory is for the careful walk */
+			hva = r->hva;
+			if (off >= len)
+				return NULL;
+			near->other.gpa = r->gpa;
+			near->other.len = len;
+			near->other.hva = hva;
+		}
+		if (begin) {
+			near->gpa = near->other.gpa;
+			near->len = len;
+			near->hva = hva;
+		}
+	}
+	if (vq_unlikely((uint64_t)g_len - 1 >= len - off))
+		return NULL;
+	return hva + off;
 }
 
 /* A hint only: an address outside the region hit last is left alone. */
@@ -232,7 +279,7 @@ VQ_INLINE uint32_t near_list(struct vq_near *near, struct ring_vq *vq, struct ri
 		}
 		if (vq_unlikely(flags & VQ_DESC_INDIRECT))
 			return 0;
-		p = near_at(near, vq, d[0], g_len);
+		p = near_at(near, vq, d[0], g_len, !in_table && iov == base);
 		if (vq_unlikely(p == NULL))
 			return 0;
 		iov->base = p;
@@ -290,7 +337,7 @@ VQ_INLINE uint32_t walk_fast(struct ring_vq *vq, struct vq_near *near, struct ri
 		if (vq_unlikely(!vq->indirect || flags & VQ_DESC_NEXT || g_len > RING_IOV_MAX * VQ_DESC_BYTES ||
 				g_len % VQ_DESC_BYTES))
 			return 0;
-		table = near_at(near, vq, d[0], g_len);
+		table = near_at(near, vq, d[0], g_len, true);
 		if (vq_unlikely(table == NULL || (uintptr_t)table & 7))
 			return 0;
 		*g_id = (uint16_t)(d[1] >> 32);

@@ -14,6 +14,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
+#include <sys/prctl.h>
 #include <sys/eventfd.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -209,6 +210,7 @@ static int watch_uring(struct ring_worker *w)
 
 int ring_worker_run(struct ring_worker *w)
 {
+	int slack = prctl(PR_GET_TIMERSLACK, 0, 0, 0, 0);
 	cpu_set_t before;
 	int rc = enter(w);
 
@@ -217,6 +219,8 @@ int ring_worker_run(struct ring_worker *w)
 	rc = pin(w, &before);
 	if (rc < 0)
 		goto out;
+	/* timed sleeps end when they should, not up to 50 us later */
+	prctl(PR_SET_TIMERSLACK, 1UL, 0UL, 0UL, 0UL);
 	rc = ring_uring_open(&w->uring);
 	w->head.uring_gen++;
 	if (rc == 0)
@@ -224,6 +228,8 @@ int ring_worker_run(struct ring_worker *w)
 	if (rc == 0)
 		rc = worker_loop(w);
 	ring_uring_close(&w->uring);
+	if (slack > 0)
+		prctl(PR_SET_TIMERSLACK, (unsigned long)slack, 0UL, 0UL, 0UL);
 	if (w->options.cpu >= 0)
 		sched_setaffinity(0, sizeof(before), &before);
 out:
@@ -262,7 +268,9 @@ static int watch_kick(struct ring_worker *w, struct ring_source *s, int fd)
 	}
 	if (fstat(fd, &st) < 0)
 		goto fail;
-	if (S_ISFIFO(st.st_mode))
+	if (!s->vq)	/* what is read there is its own business, as an eventfd is nobody's */
+		s->kick_kind = KICK_EVENTFD;
+	else if (S_ISFIFO(st.st_mode))
 		s->kick_kind = KICK_PIPE;
 	else if (S_ISSOCK(st.st_mode))
 		s->kick_kind = KICK_SOCKET;

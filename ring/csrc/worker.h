@@ -96,6 +96,12 @@ struct ring_gaps {
 	uint32_t ewma_ns;	/* smoothed length */
 	uint16_t misses;	/* poll windows in a row that found nothing */
 	uint16_t skip;		/* windows to leave out before trying again */
+	/* naps: gaps longer than any window, but much alike */
+	uint32_t mean_ns;
+	uint32_t dev_ns;	/* mean deviation */
+	uint16_t alike;		/* gaps since one that was too long for naps */
+	uint8_t nap_misses;	/* in a row that ended before the gap did */
+	uint8_t nap_skip;	/* to leave out before trying again */
 };
 
 struct ring_source {
@@ -120,6 +126,8 @@ struct ring_source {
 	uint32_t idle_look;		/* the worker's look at the clock before it was idle */
 	uint64_t idle_since_ns;		/* first poll that found nothing; 0: busy */
 	uint64_t window_ns;		/* how long it is polled from then on */
+	uint64_t came_ns;		/* when the last request was found after a gap */
+	uint64_t nap_ns;		/* asleep until then, or polled since then; 0: no nap */
 	struct ring_gaps gaps[2];
 	struct ring_source *next_dirty;
 	struct ring_pins *pins;		/* registered buffers it shares; NULL: none yet */

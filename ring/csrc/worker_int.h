@@ -27,6 +27,7 @@ enum {
 	WORKER_IDLE_TURNS = 64,		/* turns that found nothing between two looks at the clock */
 	WORKER_TICK_NS = 1000000,	/* sources without a kick fd */
 	WORKER_EVENTS = 64,
+	WORKER_LATE_NS = 8000,		/* how late a nap is thought to end at first */
 
 	KICK_EVENTFD = 0,	/* never read: each write is an edge */
 	KICK_PIPE = 1,		/* read, lest it fills up */
@@ -34,6 +35,8 @@ enum {
 
 	GAP_DRIVER = 0,		/* nothing in flight: the driver's next request is waited for */
 	GAP_DEVICE = 1,		/* requests are in flight: a completion is */
+
+	GAP_UNMEASURED = 1,	/* @idle_since_ns: idle, but the clock has not been looked at yet */
 };
 
 /* what epoll reports: the slot of a source and the generation of its kick fd, or one of these */
@@ -53,6 +56,7 @@ struct ring_worker {
 	uint32_t nr_ticking;		/* sources without a kick fd */
 	uint64_t now_ns;		/* of the last look at the clock */
 	uint64_t next_deadline_ns;	/* of all timed ones; UINT64_MAX: none */
+	uint64_t late_ns;		/* how late a nap ends, smoothed */
 	uint64_t armed_look_ns;		/* when armed sources were looked at last */
 	uint64_t tick_ns;		/* when sources without a kick fd were looked at last */
 	uint64_t stopping_ns;		/* when the stop was seen; 0: not stopping */
@@ -91,6 +95,15 @@ static inline void worker_count(uint64_t *stat, uint64_t n)
 /* worker.c */
 void worker_call(struct ring_worker *w, unsigned why);
 void worker_rest(struct ring_worker *w);	/* at the safe point: stay while parks last */
+
+/* gaps.c */
+uint64_t gaps_window(const struct ring_worker *w, struct ring_gaps *g);	/* how long to poll, ns; 0: not at all */
+bool gaps_window_opens(const struct ring_worker *w, const struct ring_gaps *g);
+void gaps_window_missed(struct ring_source *s);
+uint64_t gaps_nap(const struct ring_worker *w, const struct ring_source *s, struct ring_gaps *g, uint64_t *until);
+void gaps_nap_missed(struct ring_source *s);
+void gaps_nap_ended(struct ring_worker *w, struct ring_source *s);
+void gaps_ended(struct ring_worker *w, struct ring_source *s);	/* a request, or a completion, came */
 
 /* worker_loop.c */
 int worker_loop(struct ring_worker *w);

@@ -6,11 +6,7 @@
  *   A source that found something is polled again in the next turn. From its first poll that finds nothing it has a
  *   window; when that ends it is armed and leaves the list of active ones. Only active sources cost anything per turn.
  *
- *   The window. What polling can gain is known only by trying: whether the next request comes within the window. Two
- *   kinds of waiting are told apart, for the driver and for the device (io_uring), because they have nothing to do with
- *   each other. A window that found nothing doubles the number of windows left out afterwards (a driver on the same CPU
- *   cannot run while we poll: it is then polled hardly ever). One that found something makes the next one a few times
- *   as long as the gaps seen lately.
+ *   How long a source is polled, and when it sleeps through what it need not see, is gaps.c's to say.
  *
  *   The clock is looked at once per WORKER_IDLE_TURNS turns that found nothing, and once per WORKER_BUSY_LOOPS turns
  *   otherwise: it takes as long as a request.
@@ -27,16 +23,9 @@
 #include "ring/csrc/worker_int.h"
 
 enum {
-	WINDOW_MIN_NS = 4000,	/* below it the clock and the arming cost as much */
-	WINDOW_GAPS = 4,	/* window in mean gaps: 98 % of exponential ones */
-	SKIP_MAX = 8,		/* log2 of the most windows left out */
-	SKIP_SLOW = 64,		/* windows left out while gaps are longer than any window */
 	STOP_NS = 1000000000,	/* how long a stop waits for what is in flight: five of these */
 	STOP_TICKS = 5,
 	STOP_LOOK_NS = 10000000,
-
-	IDLE_UNMEASURED = 1,	/* @idle_since_ns: idle, but the clock has not been looked at yet */
-	GAP_SHORT_NS = 100,	/* taken for a gap that ended before it was */
 };
 
 static inline void relax(void)
@@ -48,76 +37,28 @@ static inline void relax(void)
 #endif
 }
 
-/* --- the adaptive window ---------------------------------------------------------------------------------------- */
-
-static uint64_t window_max(const struct ring_worker *w)
+/* When a source that is not active wants to be looked at; 0: no need. */
+static inline uint64_t due_ns(const struct ring_source *s)
 {
-	return (uint64_t)(w->options.max_poll_us ? w->options.max_poll_us : WORKER_POLL_MAX_US) * 1000;
-}
-
-static uint64_t window_of(const struct ring_worker *w, struct ring_gaps *g)
-{
-	uint64_t max = window_max(w);
-	uint64_t window;
-
-	if (w->options.poll_us >= 0)
-		return (uint64_t)w->options.poll_us * 1000;
-	if (g->skip) {
-		g->skip--;
-		return 0;
-	}
-	if (g->ewma_ns > max) {
-		g->skip = SKIP_SLOW;
-		return max;
-	}
-	window = (uint64_t)WINDOW_GAPS * g->ewma_ns;
-	if (!g->ewma_ns || window > max)
-		return max;
-	return window < WINDOW_MIN_NS ? WINDOW_MIN_NS : window;
-}
-
-/* Would the next window be longer than nothing? */
-static bool window_opens(const struct ring_worker *w, const struct ring_gaps *g)
-{
-	return w->options.poll_us > 0 || (w->options.poll_us < 0 && !g->skip);
-}
-
-/* Something came after a gap. What was seen asleep includes the time to wake up: it counts less. */
-static void gap_ended(struct ring_worker *w, struct ring_source *s)
-{
-	struct ring_gaps *g = &s->gaps[s->gap_kind];
-	uint64_t gap = w->now_ns > s->idle_since_ns ? w->now_ns - s->idle_since_ns : 0;
-	uint64_t cap = 4 * window_max(w);
-	int64_t diff;
-
-	if (s->idle_since_ns == IDLE_UNMEASURED)
-		gap = GAP_SHORT_NS;
-	else if (gap > cap)
-		gap = cap;
-	diff = (int64_t)gap - (int64_t)g->ewma_ns;
-	if (s->slept) {
-		diff /= 8;
-	} else {
-		diff /= 2;
-		g->misses = 0;
-		g->skip = 0;
-	}
-	g->ewma_ns = (uint32_t)((int64_t)g->ewma_ns + diff) | 1;	/* 0: nothing known yet */
-	s->idle_since_ns = 0;
-	s->slept = false;
-}
-
-static void window_missed(struct ring_source *s)
-{
-	struct ring_gaps *g = &s->gaps[s->gap_kind];
-
-	if (g->misses < SKIP_MAX)
-		g->misses++;
-	if (g->skip < 1u << g->misses)
-		g->skip = (uint16_t)(1u << g->misses);
+	return s->deadline_ns ? s->deadline_ns : s->nap_ns;
 }
 
 /* --- active and not --------------------------------------------------------------------------------------------- */
+
+static int arm(struct ring_source *s)
+{
+	if (s->ops->arm)
+		return s->ops->arm(s);
+	return s->vq ? ring_vq_kicks_on(s->vq) : 0;
+}
+
+static void disarm(struct ring_source *s)
+{
+	if (s->ops->disarm)
+		s->ops->disarm(s);
+	else if (s->vq)
+		ring_vq_kicks_off(s->vq);
+}
 
 void worker_activate(struct ring_worker *w, struct ring_source *s)
 {
@@ -130,10 +71,7 @@ void worker_activate(struct ring_worker *w, struct ring_source *s)
 	s->active = true;
 	s->place = w->nr_active;
 	w->active[w->nr_active++] = s;
-	if (s->ops->disarm)
-		s->ops->disarm(s);
-	else if (s->vq)
-		ring_vq_kicks_off(s->vq);
+	disarm(s);
 }
 
 void worker_deactivate(struct ring_worker *w, struct ring_source *s)
@@ -145,16 +83,16 @@ void worker_deactivate(struct ring_worker *w, struct ring_source *s)
 	if (!s->active)
 		return;
 	s->active = false;
-	if (s->idle_since_ns == IDLE_UNMEASURED)
+	if (s->idle_since_ns == GAP_UNMEASURED)
 		s->idle_since_ns = w->now_ns;
 	w->active[s->place] = w->active[--w->nr_active];
 	w->active[s->place]->place = s->place;
 	s->slept = true;
-	if (s->deadline_ns && !s->dead && !s->paused) {
+	if (due_ns(s) && !s->dead && !s->paused) {
 		s->timed = true;
 		w->nr_timed++;
-		if (s->deadline_ns < w->next_deadline_ns)
-			w->next_deadline_ns = s->deadline_ns;
+		if (due_ns(s) < w->next_deadline_ns)
+			w->next_deadline_ns = due_ns(s);
 	}
 }
 
@@ -178,9 +116,29 @@ static uint32_t in_flight(const struct ring_source *s)
 	return s->vq ? ring_vq_in_flight(s->vq) : 0;
 }
 
+/* Sleep through most of a gap whose end is known. Returns as settle(), or -1: it is too late for that. */
+static int nap(struct ring_worker *w, struct ring_source *s, uint64_t at, uint64_t until)
+{
+	w->now_ns = ring_now_ns();
+	w->looks++;
+	if (at <= w->now_ns)
+		return -1;
+	s->idle_since_ns = w->now_ns;
+	s->window_ns = until - w->now_ns;
+	s->slept = false;
+	if (arm(s)) {	/* the gap is over already */
+		disarm(s);
+		return 1;
+	}
+	s->nap_ns = at;
+	worker_deactivate(w, s);
+	return 0;
+}
+
 /* A poll found nothing: keep polling, or arm and leave. Returns 1 if the source wants another turn at once. */
 static int settle(struct ring_worker *w, struct ring_source *s)
 {
+	uint64_t at, until;
 	int more;
 
 	if (s->paused || w->stopping_ns) {
@@ -190,24 +148,32 @@ static int settle(struct ring_worker *w, struct ring_source *s)
 	if (w->options.poll_us == RING_POLL_ALWAYS && !s->deadline_ns)
 		return 0;
 	if (!s->idle_since_ns) {
-		s->idle_since_ns = IDLE_UNMEASURED;
-		s->idle_look = w->looks;
 		s->gap_kind = in_flight(s) ? GAP_DEVICE : GAP_DRIVER;
-		s->window_ns = window_of(w, &s->gaps[s->gap_kind]);
+		at = s->gap_kind == GAP_DRIVER && !s->deadline_ns ? gaps_nap(w, s, &s->gaps[GAP_DRIVER], &until) : 0;
+		if (at) {
+			more = nap(w, s, at, until);
+			if (more >= 0)
+				return more;
+		}
+		s->idle_since_ns = GAP_UNMEASURED;
+		s->idle_look = w->looks;
+		s->window_ns = gaps_window(w, &s->gaps[s->gap_kind]);
 		s->slept = false;
-	} else if (s->idle_since_ns == IDLE_UNMEASURED && s->idle_look != w->looks) {
+	} else if (s->idle_since_ns == GAP_UNMEASURED && s->idle_look != w->looks) {
 		s->idle_since_ns = w->now_ns;
 	}
 	if (s->window_ns && !s->deadline_ns && !s->slept &&
-	    (s->idle_since_ns == IDLE_UNMEASURED || w->now_ns - s->idle_since_ns < s->window_ns))
+	    (s->idle_since_ns == GAP_UNMEASURED || w->now_ns - s->idle_since_ns < s->window_ns))
 		return 0;
-	if (s->window_ns && !s->slept && !s->deadline_ns)
-		window_missed(s);
+	if (s->nap_ns && !s->slept)
+		gaps_nap_missed(s);
+	else if (s->window_ns && !s->slept && !s->deadline_ns)
+		gaps_window_missed(s);
+	/* a kick for what was polled before the nap: it goes on */
+	if (!s->slept || s->nap_ns <= w->now_ns)
+		s->nap_ns = 0;
 	s->slept = true;
-	if (s->ops->arm)
-		more = s->ops->arm(s);
-	else
-		more = s->vq ? ring_vq_kicks_on(s->vq) : 0;
+	more = arm(s);
 	if (!more) {
 		/* no room for a long chain: a completion makes some, and flush_dirty() then wakes it */
 		s->stalled = s->vq && s->vq->hold == VQ_HOLD_POOL;
@@ -219,10 +185,7 @@ static int settle(struct ring_worker *w, struct ring_source *s)
 		return 0;
 	}
 	s->stalled = true;
-	if (s->ops->disarm)
-		s->ops->disarm(s);
-	else if (s->vq)
-		ring_vq_kicks_off(s->vq);
+	disarm(s);
 	return 1;
 }
 
@@ -240,7 +203,7 @@ static unsigned poll_active(struct ring_worker *w)
 		if (n > 0) {
 			did += (unsigned)n;
 			if (s->idle_since_ns)
-				gap_ended(w, s);
+				gaps_ended(w, s);
 			s->stalled = false;
 		} else if (worker_unlikely(n < 0)) {
 			s->dead = true;
@@ -270,11 +233,11 @@ static unsigned flush_dirty(struct ring_worker *w)
 			worker_tell_drained(s);
 		} else if (s->active) {
 			if (s->idle_since_ns)
-				gap_ended(w, s);
+				gaps_ended(w, s);
 		} else if (!s->dead && !s->timed && !w->stopping_ns &&
-			   (s->stalled || window_opens(w, &s->gaps[GAP_DRIVER]))) {
+			   (s->stalled || gaps_window_opens(w, &s->gaps[GAP_DRIVER]))) {
 			if (s->idle_since_ns)
-				gap_ended(w, s);
+				gaps_ended(w, s);
 			worker_activate(w, s);	/* the driver is likely to send the next request soon */
 		}
 	}
@@ -417,6 +380,13 @@ static void handle_events(struct ring_worker *w, const struct epoll_event *event
 		worker_count(&w->stats.wakeups, (uint64_t)n);
 }
 
+static void time_came(struct ring_worker *w, struct ring_source *s)
+{
+	if (!s->deadline_ns)
+		gaps_nap_ended(w, s);
+	worker_activate(w, s);
+}
+
 /* Sources whose time has come, and those without a kick fd. */
 static void timers(struct ring_worker *w)
 {
@@ -434,10 +404,10 @@ static void timers(struct ring_worker *w)
 		if (!s || s->active)
 			continue;
 		if (s->timed) {
-			if (s->deadline_ns <= w->now_ns)
-				worker_activate(w, s);
-			else if (s->deadline_ns < next)
-				next = s->deadline_ns;
+			if (due_ns(s) <= w->now_ns)
+				time_came(w, s);
+			else if (due_ns(s) < next)
+				next = due_ns(s);
 		} else if (tick && s->kick_dup < 0 && !s->dead && !s->paused &&
 			   (!s->vq || ring_vq_ready(s->vq))) {
 			worker_activate(w, s);
@@ -524,6 +494,7 @@ static void leave_loop(struct ring_worker *w)
 			continue;
 		worker_deactivate(w, s);
 		s->idle_since_ns = 0;
+		s->nap_ns = 0;
 		s->wake = true;
 		s->pins = NULL;	/* they go with the ring */
 	}
@@ -536,6 +507,7 @@ int worker_loop(struct ring_worker *w)
 	w->now_ns = ring_now_ns();
 	w->armed_look_ns = w->now_ns;
 	w->tick_ns = w->now_ns;
+	w->late_ns = WORKER_LATE_NS;
 	w->busy_loops = 0;
 	for (;;) {
 		unsigned did = 0;
