@@ -402,8 +402,11 @@ int net_rx_read(struct net_dev *dev, uint32_t pair, uint32_t max,
 	ssize_t got;
 	int nr;
 
-	if (!runs(q))
+	if (!runs(q)) {
+		if (q)
+			q->hungry = true;	/* for when it does */
 		return -ENOBUFS;
+	}
 	n = reserve(q, q->hdr_len + max, NET_BATCH, &why);
 	if (!n && why == NET_DROP_NO_BUFFER) {
 		if (!starve(q, q->hdr_len + max))
