@@ -64,6 +64,8 @@ class Guest:
         self.features = features
         self.header = header
         self.mergeable = mergeable
+        #: the card is somebody else's: DPDK sets num_buffers only where buffers are mergeable
+        self.foreign = False
         self._token = 0
         self._rx: dict[tuple[int, int], tuple[list[tuple[int, int]], int]] = {}
         self._tx: dict[tuple[int, int], list[int]] = {}
@@ -149,10 +151,10 @@ class Guest:
                 parts.clear()
                 continue
             header = Header.unpack(parts[0])
-            if self.header >= 12:
+            if self.header >= 12 and not self.foreign:
                 assert header.num_buffers >= 1
                 assert self.mergeable or header.num_buffers == 1
-            if len(parts) == max(header.num_buffers, 1) or self.header < 12:
+            if len(parts) == max(header.num_buffers, 1) or not self.mergeable:
                 whole = b"".join(parts)
                 out.append((header, whole[self.header :]))
                 parts.clear()
