@@ -81,7 +81,7 @@ def program() -> str:
 
 
 @contextlib.asynccontextmanager
-async def testpmd(folder: Path, device: str, *args: str, name: str = "testpmd") -> AsyncIterator[Testpmd]:
+async def running(folder: Path, device: str, *args: str, name: str) -> AsyncIterator[Testpmd]:
     """Run testpmd on the one virtual ``device`` (DPDK's words), ``args`` being testpmd's own, until the block ends."""
     cores = sorted(os.sched_getaffinity(0))[:2]
     words = [
@@ -123,13 +123,13 @@ async def virtio_user(
 ) -> AsyncIterator[Testpmd]:
     """testpmd as a front-end of the back-end behind ``socket``."""
     device = f"net_virtio_user0,path={socket},queues=1,queue_size={queue_size},packed_vq={packed:d}"
-    async with testpmd(folder, f"{device},mrg_rxbuf={mergeable:d}{more}", name="virtio-user") as front:
+    async with running(folder, f"{device},mrg_rxbuf={mergeable:d}{more}", name="virtio-user") as front:
         yield front
 
 
 @contextlib.asynccontextmanager
 async def net_vhost(folder: Path, socket: Path, *args: str) -> AsyncIterator[Testpmd]:
     """testpmd as a back-end that listens on ``socket``."""
-    async with testpmd(folder, f"net_vhost0,iface={socket},queues=1", *args, name="net-vhost") as back:
+    async with running(folder, f"net_vhost0,iface={socket},queues=1", *args, name="net-vhost") as back:
         await until(lambda: listening(socket), back.proc, f"listening on {socket.name}")
         yield back
