@@ -65,6 +65,9 @@ class NetLink(ABC):
     def stopped(self, card: Net, pair: int, worker: ring.Worker) -> None:  # noqa: B027
         """It runs no more; `worker` is parked: remove what was added."""
 
+    def enabled(self, card: Net, pair: int, on: bool) -> None:  # noqa: B027
+        """The guest uses the pair, or leaves it alone, while its rings run; their worker is parked."""
+
     async def run(self) -> None:  # noqa: B027
         """Background work, beside each card that is being served; cancelled at the end."""
 
