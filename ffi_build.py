@@ -47,7 +47,7 @@ def pkg_config(package: str, *what: str) -> list[str] | None:
 
 
 def has_slirp() -> bool:
-    """A libslirp that is new enough. Its .pc file asks for glib's, which its header and Debian's package do not need."""
+    """A new enough libslirp. Its .pc file asks for glib's, which its header and Debian's package do not need."""
     want = "--atleast-version=4.7"
     return any(pkg_config("slirp", *how, want) is not None for how in (("--maximum-traverse-depth=1",), ()))
 
@@ -186,7 +186,7 @@ def net_load() -> FFI:
     return extension(
         "devices.net._load",
         ["devices/net/csrc/load.h"],
-        sources("devices/net/csrc", "load.c") + sources("ring/csrc", "driver.c"),
+        sources("devices/net/csrc", "load.c", "load_frame.c") + sources("ring/csrc", "driver.c"),
         libraries=[],
         include=ring,
     )

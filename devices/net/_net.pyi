@@ -36,6 +36,7 @@ class _Lib:
     NET_DROP_RUNT: Final[int]
     NET_DROP_TOO_SMALL: Final[int]
     NET_DROP_VLAN: Final[int]
+    NET_FD_HEADER: Final[int]
     NET_FRAME_BYTES_MAX: Final[int]
     NET_PAIRS_MAX: Final[int]
     NET_TAKES_CSUM: Final[int]
@@ -44,6 +45,7 @@ class _Lib:
     NET_TAKES_TSO6: Final[int]
     NET_TAKES_UFO: Final[int]
     NET_TAKES_USO: Final[int]
+    NET_TAP_UNKNOWN: Final[int]
     RING_E_ADDR: Final[int]
     RING_E_AVAIL: Final[int]
     RING_E_DEVICE: Final[int]
@@ -86,16 +88,38 @@ class _Lib:
         """void(*)(struct net_capture *, struct net_capture_stats *)"""
     def net_capture_sync(self, _0: CData, /) -> None:
         """void(*)(struct net_capture_file *)"""
+    def net_dev_announce(self, _0: CData, /) -> int:
+        """int(*)(struct net_dev *)"""
+    def net_dev_get_mac(self, _0: CData, _1: CData, /) -> None:
+        """void(*)(struct net_dev *, uint8_t *)"""
     def net_dev_new(self, _0: int, /) -> CData:
         """struct net_dev *(*)(uint32_t)"""
     def net_dev_port(self, _0: CData, /) -> CData:
         """struct net_port *(*)(struct net_dev *)"""
+    def net_dev_rarp(self, _0: CData, _1: CData, /) -> int:
+        """int(*)(struct net_dev *, uint8_t *)"""
+    def net_dev_reset(self, _0: CData, _1: CData, /) -> None:
+        """void(*)(struct net_dev *, uint8_t *)"""
+    def net_dev_set_announce(self, _0: CData, _1: int, /) -> None:
+        """void(*)(struct net_dev *, int)"""
     def net_dev_set_features(self, _0: CData, _1: int, /) -> None:
         """void(*)(struct net_dev *, uint64_t)"""
+    def net_dev_set_mac(self, _0: CData, _1: CData, /) -> None:
+        """void(*)(struct net_dev *, uint8_t *)"""
     def net_dev_set_shared(self, _0: CData, _1: int, /) -> None:
         """void(*)(struct net_dev *, int)"""
     def net_echo_new(self) -> CData:
         """struct net_port *(*)()"""
+    def net_fdlink_error(self, _0: CData, _1: int, /) -> int:
+        """int(*)(struct net_port *, uint32_t)"""
+    def net_fdlink_new(self, _0: CData, /) -> CData:
+        """struct net_port *(*)(struct net_fdlink_config *)"""
+    def net_fdlink_set_max_frame(self, _0: CData, _1: int, /) -> None:
+        """void(*)(struct net_port *, uint32_t)"""
+    def net_fdlink_start(self, _0: CData, _1: int, _2: int, /) -> CData:
+        """struct ring_source *(*)(struct net_port *, uint32_t, int)"""
+    def net_fdlink_stop(self, _0: CData, _1: int, /) -> None:
+        """void(*)(struct net_port *, uint32_t)"""
     def net_null_new(self) -> CData:
         """struct net_port *(*)()"""
     def net_port_connect(self, _0: CData, _1: CData, /) -> None:
@@ -120,6 +144,10 @@ class _Lib:
         """int(*)(struct net_port *, struct net_dev *, uint32_t)"""
     def net_source_stop(self, _0: CData, _1: CData, _2: int, /) -> None:
         """void(*)(struct net_port *, struct net_dev *, uint32_t)"""
+    def net_tap_set_offload(self, _0: int, _1: int, /) -> int:
+        """int(*)(int, uint32_t)"""
+    def net_tap_takes(self, _0: int, /) -> int:
+        """uint32_t(*)(int)"""
 
 ffi: _FFI
 lib: _Lib

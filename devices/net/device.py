@@ -12,19 +12,28 @@ from devices.net.config import NetFeature, format_mac, pack_config, parse_mac, r
 from devices.net.links.base import NetLink
 from devices.net.stats import NetStats
 from vhost import Device, Metric
+from vhost.constants import ProtocolFeature, VirtioFeature
+from vhost.device import Link
 
 __all__ = ["Net"]
 
 log = logging.getLogger(__name__)
 
-_CSUM = NetFeature.CSUM
-_GUEST_CSUM = NetFeature.GUEST_CSUM
 #: what the software of this device can finish for whoever cannot take it, and so offers always
 _OFFLOADS = (
-    _CSUM | NetFeature.HOST_TSO4 | NetFeature.HOST_TSO6 | NetFeature.HOST_ECN | NetFeature.HOST_USO
-    | _GUEST_CSUM | NetFeature.GUEST_TSO4 | NetFeature.GUEST_TSO6 | NetFeature.GUEST_ECN
-    | NetFeature.GUEST_USO4 | NetFeature.GUEST_USO6
+    NetFeature.CSUM | NetFeature.HOST_TSO4 | NetFeature.HOST_TSO6 | NetFeature.HOST_ECN | NetFeature.HOST_USO
+    | NetFeature.GUEST_CSUM | NetFeature.GUEST_TSO4 | NetFeature.GUEST_TSO6 | NetFeature.GUEST_ECN
+    | NetFeature.GUEST_USO4 | NetFeature.GUEST_USO6 | NetFeature.CTRL_GUEST_OFFLOADS
 )  # fmt: skip
+#: for front-ends that leave the control queue to us; cloud-hypervisor has its own, and wants it offered all the same
+_CONTROL = (
+    NetFeature.CTRL_VQ | NetFeature.CTRL_RX | NetFeature.CTRL_RX_EXTRA | NetFeature.CTRL_VLAN
+    | NetFeature.CTRL_MAC_ADDR | NetFeature.GUEST_ANNOUNCE
+)  # fmt: skip
+
+_CONTROL_QUEUE = 64
+#: switched by front-ends while a driver runs
+_DRIVERS = ~int(VirtioFeature.LOG_ALL | VirtioFeature.PROTOCOL_FEATURES)
 
 
 class _Queue:
@@ -39,6 +48,8 @@ class _Queue:
     def set_enabled(self, on: bool) -> None:
         """As `vhost.device.Discards.set_enabled`."""
         lib.net_queue_set_enabled(self.ptr, on)
+        if self._index % 2 == 0 and self._index < 2 * self._card.pairs:
+            self._card.link.enabled(self._card, self._index // 2, on)
 
     def close(self) -> None:
         """Free it. Other rings of its worker may be about to use it, so the worker is parked."""
@@ -103,7 +114,7 @@ class Net(Device):
         self._up = True
         self._acked = 0
         self._running: dict[int, _Queue] = {}
-        self.queue_sizes = (queue_size,) * (2 * pairs)
+        self.queue_sizes = (*(queue_size,) * (2 * pairs), _CONTROL_QUEUE)
         self.ptr: Any = lib.net_dev_new(pairs)
         if self.ptr == ffi.NULL:
             raise MemoryError("no memory for a card")
@@ -114,6 +125,7 @@ class Net(Device):
             raise
         self._port = lib.net_dev_port(self.ptr)
         lib.net_dev_set_shared(self.ptr, link.shared)
+        self.reset()
         lib.net_port_connect(self._port, peer)
 
     def close(self) -> None:
@@ -139,7 +151,7 @@ class Net(Device):
     @property
     def features(self) -> int:
         """What it offers."""
-        offer = NetFeature.MAC | NetFeature.STATUS
+        offer = NetFeature.MAC | NetFeature.STATUS | _CONTROL
         if self._offloads:
             offer |= _OFFLOADS
         if self._mergeable:
@@ -152,14 +164,60 @@ class Net(Device):
 
     def config(self) -> bytes:
         """The configuration space, 24 bytes."""
-        return pack_config(mac=self.mac, link_up=self._up, announce=False, pairs=self.pairs, mtu=self._mtu or 1500)
+        return pack_config(
+            mac=self.mac_now,
+            link_up=self._up,
+            announce=bool(lib.net_dev_announce(self.ptr)),
+            pairs=self.pairs,
+            mtu=self._mtu or 0,
+        )
+
+    @property
+    def mac_now(self) -> bytes:
+        """The card's address, which the driver may have changed."""
+        mac = bytearray(6)
+        lib.net_dev_get_mac(self.ptr, ffi.from_buffer("uint8_t[]", mac))
+        return bytes(mac)
+
+    @property
+    def protocol_features(self) -> ProtocolFeature:
+        """The usual ones; the configuration space only where somebody has a use for it.
+
+        No inflight record: what a network card has in flight may get lost.
+        """
+        offer = super().protocol_features & ~ProtocolFeature.INFLIGHT_SHMFD
+        return offer if self._offer_config else offer & ~ProtocolFeature.CONFIG
 
     # Life-cycle
 
     def features_acked(self, features: int) -> None:
-        """What the driver sends and takes follows from them."""
+        """What the driver sends and takes follows from them. Others than before are another driver's."""
+        same = features & _DRIVERS == self._acked & _DRIVERS
         self._acked = features
-        lib.net_dev_set_features(self.ptr, features)
+        if not same:
+            lib.net_dev_set_features(self.ptr, features)
+            lib.net_dev_reset(self.ptr, self.mac)
+
+    def set_status(self, status: int) -> None:
+        """A driver that resets the card has no wishes any more."""
+        if not status:
+            lib.net_dev_reset(self.ptr, self.mac)
+
+    def detach(self, link: Link) -> None:
+        """The next driver starts afresh."""
+        super().detach(link)
+        if self.ptr is not None:
+            self.reset()
+
+    def set_mtu(self, mtu: int) -> None:
+        """The front-end tells its guest so; a card that has an MTU of its own takes no larger one."""
+        if self._mtu is not None and mtu > self._mtu:
+            raise ValueError(f"the front-end wants an MTU of {mtu}, this card was given {self._mtu}")
+
+    def send_rarp(self, mac: bytes) -> None:
+        """A migrated guest cannot announce itself: tell the network where it is now."""
+        if lib.net_dev_rarp(self.ptr, ffi.from_buffer("uint8_t[]", mac)) < 0:
+            log.warning("%s: %s is not announced, since no queue of the card runs", self.link.description, mac.hex(":"))
 
     def worker_key(self, index: int) -> Hashable | None:
         """Both rings of a pair are on one worker, and with whom the link says."""
@@ -198,7 +256,9 @@ class Net(Device):
 
     def reset(self) -> None:
         """Forget what the driver set."""
-        self.features_acked(0)
+        self._acked = 0
+        lib.net_dev_set_features(self.ptr, 0)
+        lib.net_dev_reset(self.ptr, self.mac)
 
     # Live changes
 
@@ -215,6 +275,21 @@ class Net(Device):
         lib.net_port_set_down(self._port, not up)
         self.config_changed()
 
+    def announce(self) -> None:
+        """Ask the driver to tell the network where it is. It may not know how to, or have no control queue here."""
+        lib.net_dev_set_announce(self.ptr, True)
+        self.config_changed()
+
+    def set_mac(self, mac: str) -> None:
+        """Give the card another address: what a guest reads when it starts next, where its VMM asks us.
+
+        Raises:
+            ValueError: not an address that a card can have.
+        """
+        self.mac = parse_mac(mac)
+        lib.net_dev_set_mac(self.ptr, ffi.from_buffer("uint8_t[]", self.mac))
+        self.config_changed()
+
     @property
     def stats(self) -> NetStats:
         """What it has counted so far."""
@@ -228,6 +303,8 @@ class Net(Device):
             "quiesce": self.quiesce,
             "resume": self.resume,
             "set_link": self._set_link,
+            "set_mac": self._set_mac,
+            "announce": self._announce,
             "stats": self._show_stats,
             "info": self._info,
             **self.link.controls(),
@@ -238,6 +315,15 @@ class Net(Device):
         self.set_link(up)
         return self._up
 
+    def _set_mac(self, mac: str) -> str:
+        """The address a guest reads when it starts next. Returns it."""
+        self.set_mac(mac)
+        return format_mac(self.mac)
+
+    def _announce(self) -> None:
+        """Ask the guest to announce itself to the network."""
+        self.announce()
+
     def _show_stats(self) -> dict[str, Any]:
         """Frames and bytes each way, drops by reason."""
         return self.stats.as_dict()
@@ -247,7 +333,7 @@ class Net(Device):
         return {
             "link": self.link.description,
             "up": self._up,
-            "mac": format_mac(self.mac),
+            "mac": format_mac(self.mac_now),
             "mtu": self._mtu,
             "pairs": self.pairs,
             "features": f"{self._acked:#x}",

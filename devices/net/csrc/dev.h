@@ -21,6 +21,7 @@ enum {
 	/* virtio feature bits: VIRTIO 1.3, 5.1.3 */
 	NET_V_CSUM = 0,
 	NET_V_GUEST_CSUM = 1,
+	NET_V_CTRL_GUEST_OFFLOADS = 2,
 	NET_V_GUEST_TSO4 = 7,
 	NET_V_GUEST_TSO6 = 8,
 	NET_V_GUEST_ECN = 9,
@@ -30,6 +31,13 @@ enum {
 	NET_V_HOST_ECN = 13,
 	NET_V_HOST_UFO = 14,
 	NET_V_MRG_RXBUF = 15,
+	NET_V_CTRL_VQ = 17,
+	NET_V_CTRL_RX = 18,
+	NET_V_CTRL_VLAN = 19,
+	NET_V_CTRL_RX_EXTRA = 20,
+	NET_V_GUEST_ANNOUNCE = 21,
+	NET_V_MQ = 22,
+	NET_V_CTRL_MAC_ADDR = 23,
 	NET_V_VERSION_1 = 32,
 	NET_V_GUEST_USO4 = 54,
 	NET_V_GUEST_USO6 = 55,
@@ -38,6 +46,23 @@ enum {
 
 	NET_HDR_LEGACY = 10,
 	NET_HDR_HASH = 20,
+
+	/* net_filter.mode */
+	NET_MODE_PROMISC = 1,
+	NET_MODE_ALLMULTI = 2,
+	NET_MODE_ALLUNI = 4,
+	NET_MODE_NOMULTI = 8,
+	NET_MODE_NOUNI = 16,
+	NET_MODE_NOBCAST = 32,
+	NET_MODE_MANY_UNI = 64,		/* the driver's table is larger than ours, or being changed */
+	NET_MODE_MANY_MULTI = 128,
+	NET_MODE_VLAN = 256,		/* tags are filtered */
+	NET_TABLE_UNI = 0,
+	NET_TABLE_MULTI = 1,
+	NET_TABLES = 2,
+	NET_MACS = 64,			/* of a table */
+	NET_MAC = 6,
+	NET_VLAN_WORDS = 4096 / 64,
 
 	NET_STASH = 512,	/* receive buffers popped at once, two full pops */
 	NET_MERGE_MAX = 256,	/* buffers one frame may take */
@@ -51,6 +76,7 @@ struct net_rxq {
 	uint32_t nr, at;		/* stash: chains[at] … chains[nr - 1] are popped and unused */
 	uint32_t hdr_len;
 	bool mergeable;
+	bool enabled;
 	bool starved;			/* kicks are on */
 	bool hungry;			/* the feeder is to be called when there are buffers */
 	uint32_t need;			/* bytes that it was starved of */
@@ -73,6 +99,15 @@ struct net_txq {
 	struct net_frame frames[NET_BATCH];
 };
 
+/* What the driver wants to receive: written on the control queue's worker, read on all. MAC addresses as loaded. */
+struct net_filter {
+	uint32_t mode;
+	uint32_t nr[NET_TABLES];
+	uint64_t mac;
+	uint64_t macs[NET_TABLES][NET_MACS];
+	uint64_t vlans[NET_VLAN_WORDS];
+};
+
 struct net_dev {
 	struct net_port port;
 	uint32_t pairs;
@@ -83,6 +118,9 @@ struct net_dev {
 	uint64_t features;
 	struct net_rxq *rx[NET_PAIRS_MAX];	/* NULL: not running; changes while parked */
 	struct net_txq *tx[NET_PAIRS_MAX];
+	uint32_t active;		/* pairs in use, 1 to @pairs; any thread reads */
+	uint32_t announce;		/* the driver is asked to announce itself; any thread */
+	struct net_filter filter;
 	struct net_port_stats past;	/* of rings that are gone */
 };
 
@@ -103,6 +141,9 @@ static inline struct net_dev *net_dev_of(struct net_port *port)
 	return (struct net_dev *)(void *)port;
 }
 
+/* net.c: NET_TAKES_* of the GUEST_* bits of @features */
+uint32_t net_takes_of(uint64_t features);
+
 /* rx.c */
 struct ring_source *net_rxq_new(struct net_dev *dev, struct ring_vq *vq, uint32_t pair);
 void net_rxq_free(struct net_rxq *q);
@@ -115,5 +156,11 @@ extern const struct ring_source_ops net_rx_ops;
 struct ring_source *net_txq_new(struct net_dev *dev, struct ring_vq *vq, uint32_t pair);
 void net_txq_free(struct net_txq *q);
 extern const struct ring_source_ops net_tx_ops;
+
+/* ctrl.c */
+struct ring_source *net_ctrlq_new(struct net_dev *dev, struct ring_vq *vq);
+void net_ctrlq_free(struct ring_source *source);
+bool net_filter_passes(const struct net_filter *fl, const struct net_frame *f);
+extern const struct ring_source_ops net_ctrl_ops;
 
 #endif

@@ -68,14 +68,32 @@ void net_dev_set_features(struct net_dev *dev, uint64_t features);
 /* 1: all its pairs are on one worker, so a frame may be given to any of them. Before its queues run. */
 void net_dev_set_shared(struct net_dev *dev, int shared);
 
+/* Any thread. Forget what the driver set by its control queue; the card's own address is @mac, 6 bytes. */
+void net_dev_reset(struct net_dev *dev, const uint8_t *mac);
+/* Any thread. The address it has now: the driver may have set another. */
+void net_dev_set_mac(struct net_dev *dev, const uint8_t *mac);
+void net_dev_get_mac(const struct net_dev *dev, uint8_t *mac);
+/* Any thread. The driver is asked to announce itself, until it says by its control queue that it did. */
+void net_dev_set_announce(struct net_dev *dev, int on);
+int net_dev_announce(const struct net_dev *dev);
 /*
- * What a worker polls for @vq, ring @index of the card: 2i receives, 2i + 1 transmits. With the worker parked; NULL
+ * Control thread. Tell the network that @mac (6 bytes) is here now, by a RARP frame to the peer from the worker. 0,
+ * -ENOTCONN: no ring runs, -ENOMEM.
+ */
+int net_dev_rarp(struct net_dev *dev, const uint8_t *mac);
+
+/*
+ * What a worker polls for @vq, ring @index of the card: 2i receives, 2i + 1 transmits, the one after the last pair that
+ * the driver knows about is the control queue, if it acked one. With the worker parked; NULL
  * without memory or for an index it does not have.
  */
 struct ring_source *net_queue_new(struct net_dev *dev, struct ring_vq *vq, uint32_t index);
 /* With the worker parked, after the source was removed from it. 0, or -EBUSY: it has not been. */
 int net_queue_free(struct ring_source *source);
-/* While parked. A transmit queue that is not enabled takes frames and drops them (vhost-user, "Ring states"). */
+/*
+ * While parked. A receive ring that is not enabled gets no frames; a transmit ring takes what comes and drops it
+ * (vhost-user, "Ring states").
+ */
 void net_queue_set_enabled(struct ring_source *source, int on);
 
 /* Links for measuring: swallow everything; give everything back as it is; offer frames as fast as they are taken. */

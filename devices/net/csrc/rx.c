@@ -70,7 +70,7 @@ static uint32_t reserve(struct net_rxq *q, uint32_t bytes, uint32_t want, uint32
 			return 0;
 		}
 		if (q->at + n == q->nr) {
-			uint64_t more = (bytes - room) / q->chains[q->nr - 1]->in_bytes + 1;
+			uint64_t more = (bytes - room) / (q->chains[q->nr - 1]->in_bytes | 1u) + 1;
 			uint32_t left = NET_MERGE_MAX - n;
 
 			if (!refill(q, more < left ? (uint32_t)more : left)) {
@@ -245,18 +245,21 @@ static void finish(struct net_rxq *q, const struct net_frame *f, uint32_t takes,
 
 static bool runs(const struct net_rxq *q)
 {
-	return q && q->source.worker && !q->source.paused;
+	return q && q->source.worker && q->enabled && !q->source.paused;
 }
 
 static void deliver_all(struct net_rxq *q, const struct net_frame *const *frames, int n)
 {
 	uint32_t takes = __atomic_load_n(&q->dev->port.takes, __ATOMIC_RELAXED);
+	bool filter = !(__atomic_load_n(&q->dev->filter.mode, __ATOMIC_RELAXED) & NET_MODE_PROMISC);
 	int i;
 
 	for (i = 0; i < n; i++) {
 		const struct net_frame *f = frames[i];
 
-		if (net_unlikely(net_unfinished(f, takes)))
+		if (net_unlikely(filter) && !net_filter_passes(&q->dev->filter, f))
+			net_count(&q->stats.dropped[NET_DROP_FILTER], 1);
+		else if (net_unlikely(net_unfinished(f, takes)))
 			finish(q, f, takes, (uint32_t)(n - i));
 		else
 			deliver(q, f, (uint32_t)(n - i));
@@ -272,17 +275,18 @@ static void deliver_all(struct net_rxq *q, const struct net_frame *const *frames
 /* --- the port --------------------------------------------------------------------------------------------------- */
 
 /* The pair that @f goes to, or NULL. A pair that may run on another worker is not even looked at. */
-static struct net_rxq *choose(struct net_dev *dev, const struct net_frame *f)
+static struct net_rxq *choose(const struct net_dev *dev, const struct net_frame *f)
 {
+	uint32_t active = __atomic_load_n(&dev->active, __ATOMIC_RELAXED);
 	uint32_t pair = f->pair;
 	struct net_rxq *q;
 
-	if (net_likely(pair < dev->pairs)) {
-		q = dev->rx[pair];
-		if (net_likely(runs(q)) || !dev->shared)
-			return q;
-	}
-	return dev->shared ? dev->rx[0] : NULL;
+	if (!dev->shared)
+		return pair < dev->pairs ? dev->rx[pair] : NULL;
+	if (net_unlikely(pair >= active))
+		pair %= active;
+	q = dev->rx[pair];
+	return net_likely(runs(q)) ? q : dev->rx[0];
 }
 
 void net_rx_send(struct net_port *port, const struct net_frame *const *frames, int n)
@@ -465,7 +469,7 @@ static int rx_poll(struct ring_source *source, int budget)
 	struct net_rxq *q = (struct net_rxq *)(void *)source;
 	int n;
 
-	if (net_likely(!q->hungry) || !q->feeder || !budget)
+	if (net_likely(!q->hungry) || !q->feeder || !budget || !runs(q))
 		return 0;
 	q->hungry = false;	/* it is again if it is refused again */
 	n = q->feeder->feed(q->feeder, budget);
@@ -488,7 +492,7 @@ static int rx_arm(struct ring_source *source)
 	struct net_rxq *q = (struct net_rxq *)(void *)source;
 	bool more;
 
-	if (!q->hungry || !q->feeder)
+	if (!q->hungry || !q->feeder || !runs(q))
 		return 0;
 	more = starve(q, q->need);
 	give_back(q);
@@ -530,6 +534,7 @@ struct ring_source *net_rxq_new(struct net_dev *dev, struct ring_vq *vq, uint32_
 	q->source.news_fd = -1;
 	q->dev = dev;
 	q->pair = pair;
+	q->enabled = true;
 	q->hdr_len = dev->hdr_len;
 	q->mergeable = dev->mergeable;
 	ring_vq_kicks_off(vq);
