@@ -66,7 +66,8 @@ def headers(*folders: str) -> list[str]:
 RING_HOT = sources("ring/csrc", "split.c", "packed.c", "chain.c", "walk.c", "translate.c", "log.c", "inflight.c")
 #: what only ``ring._ring`` holds: set-up, the driver side, the worker, the SIGBUS guard (process-wide, hence once)
 RING_CONTROL = sources(
-    "ring/csrc", "vq.c", "mem.c", "sigbus.c", "iotlb.c", "driver.c", "worker.c", "worker_loop.c", "gaps.c", "uring.c", "uffd.c"
+    "ring/csrc", "vq.c", "mem.c", "sigbus.c", "iotlb.c", "driver.c", "worker.c", "worker_loop.c", "gaps.c", "uring.c",
+    "uffd.c",
 )
 RING_CDEF = [
     "ring/csrc/mem.h", "ring/csrc/ring.h", "ring/csrc/worker.h", "ring/csrc/driver.h", "ring/csrc/uffd.h",

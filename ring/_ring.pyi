@@ -85,10 +85,16 @@ class _Lib:
         """uint32_t(*)(struct ring_drv *)"""
     def ring_drv_poll(self, _0: CData, _1: CData, _2: int, /) -> int:
         """int(*)(struct ring_drv *, struct ring_drv_used *, int)"""
+    def ring_drv_post(self, _0: CData, _1: CData, _2: int, /) -> int:
+        """int(*)(struct ring_drv *, uint16_t *, uint32_t)"""
+    def ring_drv_prepare(self, _0: CData, _1: int, _2: int, _3: int, _4: int, _5: int, /) -> int:
+        """int(*)(struct ring_drv *, uint64_t, uint64_t, uint32_t, uint32_t, int)"""
     def ring_drv_publish(self, _0: CData, /) -> int:
         """int(*)(struct ring_drv *)"""
     def ring_drv_remember(self, _0: CData, /) -> int:
         """int(*)(struct ring_drv *)"""
+    def ring_drv_take(self, _0: CData, _1: CData, _2: int, /) -> int:
+        """int(*)(struct ring_drv *, struct ring_drv_taken *, int)"""
     def ring_inflight_bytes(self, _0: int, _1: int, /) -> int:
         """uint64_t(*)(uint32_t, int)"""
     def ring_iotlb_clear(self, _0: CData, /) -> None:

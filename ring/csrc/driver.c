@@ -76,6 +76,14 @@ struct ring_drv {
 	uint16_t *next;		/* private: free list, and (split) chains */
 	uint16_t *order;
 	struct req *reqs;
+
+	/* ring_drv_prepare() */
+	uint32_t prepared;		/* requests; 0: not prepared */
+	uint32_t prep_len;
+	uint32_t prep_room;		/* bytes the device may write */
+	uint64_t prep_gpa, prep_stride;
+	uint16_t *avail_was;		/* split: what the available ring holds */
+	uint8_t *busy;			/* by id */
 };
 
 static uint64_t align_up(uint64_t v, uint64_t to)
@@ -189,6 +197,8 @@ void ring_drv_free(struct ring_drv *drv)
 	free(drv->reqs);
 	free(drv->desc_was);
 	free(drv->table_was);
+	free(drv->avail_was);
+	free(drv->busy);
 	free(drv);
 }
 
@@ -500,6 +510,8 @@ static bool packed_used(const struct ring_drv *drv, uint64_t *g_val)
 	*g_val = shm_load64_acquire(drv->desc + 16ULL * drv->used_idx + 8);
 	avail = *g_val >> 48 & F_AVAIL;
 	used = *g_val >> 48 & F_USED;
+	if (!(*g_val >> 48 & F_WRITE))	/* VIRTIO 1.3, 2.8.6: the length means nothing then; DPDK leaves what was there */
+		*g_val &= ~(uint64_t)UINT32_MAX;
 	return avail == used && used == drv->used_wrap;
 }
 
@@ -539,6 +551,139 @@ int ring_drv_poll(struct ring_drv *drv, struct ring_drv_used *out, int max)
 	if (drv->error)
 		return drv->error;
 	return drv->packed ? poll_packed(drv, out, max) : poll_split(drv, out, max);
+}
+
+int ring_drv_prepare(struct ring_drv *drv, uint64_t gpa, uint64_t stride, uint32_t len, uint32_t nr, int writable)
+{
+	if (drv->in_order || drv->pending || drv->fresh || drv->prepared || nr == 0 || nr > drv->size || len == 0)
+		return -EINVAL;
+	drv->busy = calloc(nr, sizeof(drv->busy[0]));
+	drv->avail_was = calloc(drv->size, sizeof(drv->avail_was[0]));
+	if (drv->busy == NULL || drv->avail_was == NULL) {
+		free(drv->busy);
+		free(drv->avail_was);
+		drv->busy = NULL;
+		drv->avail_was = NULL;
+		return -ENOMEM;
+	}
+	drv->prepared = nr;
+	drv->prep_gpa = gpa;
+	drv->prep_stride = stride;
+	drv->prep_len = len;
+	drv->prep_room = writable ? len : 0;
+	/* the ring's descriptors are all written now, and the available ring is as zeroed as these copies */
+	for (uint32_t i = 0; i < nr && !drv->packed; i++)
+		put_desc(drv->desc + 16ULL * i, gpa + i * stride, len, writable ? F_WRITE : 0, 0);
+	return 0;
+}
+
+int ring_drv_post(struct ring_drv *drv, const uint16_t *ids, uint32_t nr)
+{
+	unsigned int flags = drv->prep_room ? F_WRITE : 0;
+
+	if (drv->error)
+		return drv->error;
+	if (nr > drv->free)
+		return -ENOSPC;
+	for (uint32_t i = 0; i < nr; i++) {
+		if (ids[i] >= drv->prepared || drv->busy[ids[i]]) {
+			while (i > 0)
+				drv->busy[ids[--i]] = 0;
+			return -EINVAL;
+		}
+		drv->busy[ids[i]] = 1;
+	}
+	for (uint32_t i = 0; i < nr; i++) {
+		uint16_t id = ids[i];
+
+		if (drv->packed) {
+			put_packed(drv, drv->prep_gpa + id * drv->prep_stride, drv->prep_len, id, flags);
+		} else {
+			uint32_t at = drv->avail_idx & (drv->size - 1);
+
+			/* in a steady state it holds this id already: the line stays in the device's cache */
+			if (drv->avail_was[at] != id) {
+				drv->avail_was[at] = id;
+				shm_store16(drv->avail + 4 + 2ULL * at, id);
+			}
+			drv->avail_idx++;	/* wraps at 2^16, on purpose */
+		}
+	}
+	drv->fresh = (uint16_t)(drv->fresh + nr);
+	drv->free -= nr;
+	drv->pending += nr;
+	return 0;
+}
+
+/* Check a used entry of a prepared ring and free its id. 0 or -RING_E_*. */
+static inline int take_one(struct ring_drv *drv, uint32_t g_id, uint32_t g_len, struct ring_drv_taken *out)
+{
+	if (g_id >= drv->prepared)
+		return -RING_E_ID;
+	if (!drv->busy[g_id])
+		return -RING_E_DUP;
+	if (g_len > drv->prep_room)
+		return -RING_E_LEN;
+	drv->busy[g_id] = 0;
+	out->id = g_id;
+	out->len = g_len;
+	return 0;
+}
+
+static int take_split(struct ring_drv *drv, struct ring_drv_taken *out, int max)
+{
+	uint16_t g_left;
+	int n = 0;
+
+	/* both lines come at the same time */
+	__builtin_prefetch(drv->used + 4 + 8ULL * (drv->used_idx & (drv->size - 1)));
+	g_left = (uint16_t)(shm_load16_acquire(drv->used + 2) - drv->used_idx);
+	if (g_left > drv->pending) {
+		drv->error = -RING_E_DUP;
+		return 0;
+	}
+	for (; n < max && n < g_left; n++) {
+		const SHM uint8_t *at = drv->used + 4 + 8ULL * (drv->used_idx & (drv->size - 1));
+
+		drv->error = take_one(drv, shm_load32(at), shm_load32(at + 4), &out[n]);
+		if (drv->error)
+			break;
+		drv->used_idx++;
+	}
+	return n;
+}
+
+static int take_packed(struct ring_drv *drv, struct ring_drv_taken *out, int max)
+{
+	uint64_t g_val;
+	int n = 0;
+
+	for (; n < max && (uint32_t)n < drv->pending; n++) {
+		if (drv->batch_open && drv->used_idx == drv->batch_slot)
+			break;	/* not even published */
+		if (!packed_used(drv, &g_val))
+			break;
+		drv->error = take_one(drv, g_val >> 32 & 0xffff, (uint32_t)g_val, &out[n]);
+		if (drv->error)
+			break;
+		if (++drv->used_idx == drv->size) {
+			drv->used_idx = 0;
+			drv->used_wrap = !drv->used_wrap;
+		}
+	}
+	return n;
+}
+
+int ring_drv_take(struct ring_drv *drv, struct ring_drv_taken *out, int max)
+{
+	int n;
+
+	if (drv->error)
+		return drv->error;
+	n = drv->packed ? take_packed(drv, out, max) : take_split(drv, out, max);
+	drv->pending -= (uint32_t)n;
+	drv->free += (uint32_t)n;
+	return n > 0 ? n : drv->error;
 }
 
 void ring_drv_calls_off(struct ring_drv *drv)

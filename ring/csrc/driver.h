@@ -35,6 +35,11 @@ struct ring_drv_used {
 	uint32_t id;
 };
 
+struct ring_drv_taken {
+	uint32_t id;
+	uint32_t len;		/* as above */
+};
+
 /* 0 or -RING_E_SIZE. @indirect_max 0: RING_DRV_INDIRECT_MAX. The area wants 4096-byte alignment. */
 int ring_drv_layout(uint32_t size, uint64_t features, uint32_t indirect_max, struct ring_drv_layout *out);
 /*
@@ -59,6 +64,16 @@ int ring_drv_add(struct ring_drv *drv, const struct ring_drv_buf *bufs, uint32_t
 int ring_drv_publish(struct ring_drv *drv);
 /* Up to @max completed requests; -RING_E_ID / -RING_E_DUP if the device returned nonsense. */
 int ring_drv_poll(struct ring_drv *drv, struct ring_drv_used *out, int max);
+/*
+ * A prepared ring, for load generators: request @id is one buffer, always the same, of @len bytes at @gpa + @id *
+ * @stride, ids from 0 to @nr - 1. From now on ring_drv_post() and ring_drv_take() stand for ring_drv_add() and
+ * ring_drv_poll(), which may not be mixed with them. Before the first request; not with IN_ORDER. 0, -EINVAL, -ENOMEM.
+ */
+int ring_drv_prepare(struct ring_drv *drv, uint64_t gpa, uint64_t stride, uint32_t len, uint32_t nr, int writable);
+/* Add requests @ids, none of which is under way. Not yet visible. 0, -ENOSPC or -EINVAL: nothing is added. */
+int ring_drv_post(struct ring_drv *drv, const uint16_t *ids, uint32_t nr);
+/* As ring_drv_poll(). */
+int ring_drv_take(struct ring_drv *drv, struct ring_drv_taken *out, int max);
 void ring_drv_calls_off(struct ring_drv *drv);
 /* Ask for notifications; 1 if completions are there already. */
 int ring_drv_calls_on(struct ring_drv *drv);

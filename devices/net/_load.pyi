@@ -1,0 +1,75 @@
+# Written by tools/gen_stub.py from the built module; do not edit.
+
+from typing import Any, Final
+
+from _cffi_backend import FFI
+
+CData = FFI.CData
+
+class _FFI(FFI):
+    # what is made here is a struct, an array or a number: its fields are known to C only
+    def new(self, cdecl: Any, init: Any = ...) -> Any: ...
+    def cast(self, cdecl: Any, value: Any) -> Any: ...
+    def from_buffer(self, *args: Any, **kwargs: Any) -> Any: ...
+    def string(self, cdata: CData, maxlen: int = ...) -> Any: ...
+    def unpack(self, cdata: CData, length: int) -> Any: ...
+    def addressof(self, *args: Any) -> Any: ...
+    def gc(self, cdata: CData, destructor: Any, size: int = ...) -> Any: ...
+
+class _Lib:
+    NET_LOAD_BURST: Final[int]
+    NET_LOAD_DRAIN: Final[int]
+    NET_LOAD_E_BUFFERS: Final[int]
+    NET_LOAD_E_DATA: Final[int]
+    NET_LOAD_E_LENGTH: Final[int]
+    NET_LOAD_E_RING: Final[int]
+    NET_LOAD_FLOWS: Final[int]
+    NET_LOAD_FRAME_MAX: Final[int]
+    NET_LOAD_FRAME_MIN: Final[int]
+    NET_LOAD_HDR: Final[int]
+    NET_LOAD_HIST: Final[int]
+    NET_LOAD_RUN: Final[int]
+    NET_LOAD_WINDOW: Final[int]
+    RING_E_ADDR: Final[int]
+    RING_E_AVAIL: Final[int]
+    RING_E_DEVICE: Final[int]
+    RING_E_DUP: Final[int]
+    RING_E_FAULT: Final[int]
+    RING_E_HEAD: Final[int]
+    RING_E_ID: Final[int]
+    RING_E_INDIRECT: Final[int]
+    RING_E_INFLIGHT: Final[int]
+    RING_E_IOVECS: Final[int]
+    RING_E_LEN: Final[int]
+    RING_E_LOG: Final[int]
+    RING_E_LOOP: Final[int]
+    RING_E_NEXT: Final[int]
+    RING_E_NOREGION: Final[int]
+    RING_E_ORDER: Final[int]
+    RING_E_OVERLAP: Final[int]
+    RING_E_PERM: Final[int]
+    RING_E_RANGE: Final[int]
+    RING_E_RING: Final[int]
+    RING_E_SHORT: Final[int]
+    RING_E_SIZE: Final[int]
+    RING_E_SLOTS: Final[int]
+    RING_E_STATE: Final[int]
+    RING_MISS: Final[int]
+
+    def net_load_add_flow(self, _0: CData, _1: CData, _2: CData, _3: CData, _4: int, /) -> int:
+        """int(*)(struct net_load *, struct net_load_ring *, struct net_load_ring *, uint8_t *, int)"""
+    def net_load_free(self, _0: CData, /) -> None:
+        """void(*)(struct net_load *)"""
+    def net_load_hist_value(self, _0: int, /) -> int:
+        """uint64_t(*)(uint32_t)"""
+    def net_load_new(self, _0: CData, /) -> CData:
+        """struct net_load *(*)(struct net_load_config *)"""
+    def net_load_run(self, _0: CData, _1: int, _2: int, /) -> int:
+        """int(*)(struct net_load *, uint64_t, int)"""
+    def net_load_stats(self, _0: CData, /) -> CData:
+        """struct net_load_stats *(*)(struct net_load *)"""
+    def net_load_stop(self, _0: CData, /) -> None:
+        """void(*)(struct net_load *)"""
+
+ffi: _FFI
+lib: _Lib
