@@ -45,6 +45,9 @@ _SIOCGIFFLAGS, _SIOCSIFFLAGS, _SIOCGIFMTU, _SIOCSIFMTU = 0x8913, 0x8914, 0x8921,
 _SIOCBRADDIF: Final = 0x89A2
 _IFF_UP: Final = 1
 
+# linux/rtnetlink.h
+_RTM_NEWLINK, _RTM_GETLINK, _NLM_F_REQUEST, _IFLA_MASTER = 16, 18, 1, 10
+
 _ETHERNET: Final = 14 + 8  # addresses, type and two tags
 _WATCH: Final = 1.0  # seconds
 
@@ -66,6 +69,22 @@ def _exists(name: str) -> bool:
     except OSError:
         return False
     return True
+
+
+def _master(name: str) -> int:
+    """Index of the interface that ``name`` is a port of, or 0: by rtnetlink, since sysfs may be another namespace's."""
+    asked = struct.pack("=IHHIIBxHiII", 32, _RTM_GETLINK, _NLM_F_REQUEST, 0, 0, 0, 0, socket.if_nametoindex(name), 0, 0)
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE) as netlink:
+        netlink.send(asked)
+        answer = netlink.recv(65536)
+    end, kind = struct.unpack_from("=IH", answer)
+    at = 32
+    while kind == _RTM_NEWLINK and at + 4 <= end:
+        length, attribute = struct.unpack_from("=HH", answer, at)
+        if attribute == _IFLA_MASTER:
+            return int(struct.unpack_from("=I", answer, at + 4)[0])
+        at += max(4, (length + 3) & ~3)
+    return 0
 
 
 def _made_by_root(name: str, queues: int) -> str:
@@ -297,10 +316,8 @@ class Tap(FileLink):
 
     def _bridge(self) -> str | None:
         """The bridge it is a port of."""
-        try:
-            return os.path.basename(os.readlink(f"/sys/class/net/{self.name}/master"))
-        except OSError:
-            return None
+        index = _master(self.name)
+        return socket.if_indextoname(index) if index else None
 
     # Queues
 
