@@ -32,7 +32,7 @@ __all__ = [
 
 GROUP = "vhost.devices"
 
-Kind = Literal["text", "int", "size", "rate", "flag", "path", "choice", "mode"]
+Kind = Literal["text", "int", "size", "rate", "flag", "path", "choice", "mode", "texts"]
 
 
 class ConfigError(VhostError):
@@ -91,7 +91,8 @@ class Option:
 
     Args:
         name: With dashes, as the user writes it.
-        kind: How it is read: ``size`` takes 64M, ``rate`` takes 5k, a ``flag`` takes no value.
+        kind: How it is read: ``size`` takes 64M, ``rate`` takes 5k, a ``flag`` takes no value; ``texts`` may be given
+            several times on a command line, and is a list in a configuration file.
         help: One line for the user; units included.
         default: What the device gets when the user says nothing.
         choices: For ``choice``.
@@ -132,6 +133,11 @@ class Option:
             if isinstance(value, bool):
                 return value
             raise ValueError(f"{value!r} is not true or false")
+        if self.kind == "texts":
+            items = list(value) if isinstance(value, (list, tuple)) else [value]
+            if not all(isinstance(item, str) for item in items):
+                raise ValueError(f"{value!r} is not a list of texts")
+            return tuple(items)
         if isinstance(value, bool) or not isinstance(value, (str, int)):
             raise ValueError(f"{value!r} is not a {self.kind}")
         if self.kind == "size":

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 import ring
 from devices.net._net import ffi, lib
+from devices.net.capture import PortCapture
 from devices.net.config import NetFeature, format_mac, pack_config, parse_mac, random_mac
 from devices.net.links.base import NetLink
 from devices.net.stats import NetStats
@@ -42,7 +43,7 @@ class _Queue:
     def __init__(self, card: Net, index: int, ptr: Any, worker: ring.Worker) -> None:
         self._card = card
         self._index = index
-        self._worker = worker
+        self.worker = worker
         self.ptr = ptr
 
     def set_enabled(self, on: bool) -> None:
@@ -55,8 +56,8 @@ class _Queue:
         """Free it. Other rings of its worker may be about to use it, so the worker is parked."""
         if self.ptr is None:
             return
-        with self._worker.parked():
-            self._card._closing(self._index, self._worker, self)
+        with self.worker.parked():
+            self._card._closing(self._index, self.worker, self)
             if lib.net_queue_free(self.ptr) != 0:
                 raise RuntimeError("a queue is closed after it was removed from its worker")
         self.ptr = None
@@ -127,6 +128,11 @@ class Net(Device):
         lib.net_dev_set_shared(self.ptr, link.shared)
         self.reset()
         lib.net_port_connect(self._port, peer)
+        #: what passes to and from the guest, into files
+        self.capture = PortCapture(self._port, self._workers, link.description)
+
+    def _workers(self) -> set[ring.Worker]:
+        return {queue.worker for queue in self._running.values()}
 
     def close(self) -> None:
         """Unplug and free it; no ring of it runs. May be called again."""
@@ -134,6 +140,7 @@ class Net(Device):
             return
         if self._running:
             raise RuntimeError("a card is closed after its queues have stopped")
+        self.capture.close()
         peer = self.link.port_for(self)
         lib.net_port_connect(self._port, ffi.NULL)
         lib.net_port_connect(ffi.NULL, peer)
@@ -175,8 +182,8 @@ class Net(Device):
     @property
     def mac_now(self) -> bytes:
         """The card's address, which the driver may have changed."""
-        mac = bytearray(6)
-        lib.net_dev_get_mac(self.ptr, ffi.from_buffer("uint8_t[]", mac))
+        mac = ffi.new("uint8_t[6]")
+        lib.net_dev_get_mac(self.ptr, mac)
         return bytes(mac)
 
     @property
@@ -196,12 +203,12 @@ class Net(Device):
         self._acked = features
         if not same:
             lib.net_dev_set_features(self.ptr, features)
-            lib.net_dev_reset(self.ptr, self.mac)
+            lib.net_dev_reset(self.ptr, _bytes(self.mac))
 
     def set_status(self, status: int) -> None:
         """A driver that resets the card has no wishes any more."""
         if not status:
-            lib.net_dev_reset(self.ptr, self.mac)
+            lib.net_dev_reset(self.ptr, _bytes(self.mac))
 
     def detach(self, link: Link) -> None:
         """The next driver starts afresh."""
@@ -216,7 +223,7 @@ class Net(Device):
 
     def send_rarp(self, mac: bytes) -> None:
         """A migrated guest cannot announce itself: tell the network where it is now."""
-        if lib.net_dev_rarp(self.ptr, ffi.from_buffer("uint8_t[]", mac)) < 0:
+        if lib.net_dev_rarp(self.ptr, _bytes(mac)) < 0:
             log.warning("%s: %s is not announced, since no queue of the card runs", self.link.description, mac.hex(":"))
 
     def worker_key(self, index: int) -> Hashable | None:
@@ -258,7 +265,7 @@ class Net(Device):
         """Forget what the driver set."""
         self._acked = 0
         lib.net_dev_set_features(self.ptr, 0)
-        lib.net_dev_reset(self.ptr, self.mac)
+        lib.net_dev_reset(self.ptr, _bytes(self.mac))
 
     # Live changes
 
@@ -287,7 +294,7 @@ class Net(Device):
             ValueError: not an address that a card can have.
         """
         self.mac = parse_mac(mac)
-        lib.net_dev_set_mac(self.ptr, ffi.from_buffer("uint8_t[]", self.mac))
+        lib.net_dev_set_mac(self.ptr, _bytes(self.mac))
         self.config_changed()
 
     @property
@@ -307,6 +314,7 @@ class Net(Device):
             "announce": self._announce,
             "stats": self._show_stats,
             "info": self._info,
+            **self.capture.controls(),
             **self.link.controls(),
         }
 
@@ -343,4 +351,9 @@ class Net(Device):
         """As `vhost.Device.metrics`."""
         yield from self.stats.metrics()
         yield Metric("net_up", "gauge", "1 while the link is up.", int(self._up))
+        yield from self.capture.metrics()
         yield from self.link.metrics()
+
+
+def _bytes(data: bytes) -> Any:
+    return ffi.new("uint8_t[]", data)

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
+from devices.net.capture import CaptureError
 from devices.net.device import Net
 from devices.net.links.base import LinkError, NetLink
 from devices.net.links.echo import EchoLink, NullLink, SourceLink
@@ -15,30 +16,138 @@ from vhost.plugin import ConfigError, DeviceType, Option
 __all__ = ["OPTIONS", "TYPE", "open_net"]
 
 OPTIONS = (
+    # what the card is plugged into: one of these
+    Option("tap", "text", "a tap of the host, made if it does not exist", metavar="NAME"),
+    Option("tap-fd", "texts", "an open tap that was passed; one descriptor for each queue", metavar="FDNUM"),
+    Option("user", "flag", "user-mode NAT: needs no privilege", False),
     Option("echo", "flag", "give every frame back", False),
     Option("null", "flag", "swallow every frame", False),
     Option("source", "size", "send frames of so many bytes as fast as the guest takes them", metavar="BYTES"),
+    # the card
     Option("mac", "text", "the card's address; QEMU and cloud-hypervisor have their own option", metavar="MAC"),
     Option("mtu", "int", "largest packet the guest is told of, bytes", minimum=68, maximum=65535),
     Option("queues", "int", "pairs of queues; the guest may use fewer", 1, minimum=1, maximum=16),
     Option("queue-size", "int", "largest queue the front-end may ask for", 1024, minimum=2, maximum=32768),
     Option("no-offloads", "flag", "guests fill in checksums and cut segments themselves", False),
     Option("no-mergeable", "flag", "every frame fits into one receive buffer", False),
+    # a tap
+    Option("bridge", "text", "make the tap a port of this bridge of the host", metavar="NAME"),
+    # user-mode NAT
+    Option("forward", "texts", "tcp:127.0.0.1:2222-:22 leads from the host to the guest", metavar="FORWARD"),
+    Option(
+        "guest-forward", "texts", "tcp:10.0.2.100:80-unix:PATH leads from the guest to a service", metavar="FORWARD"
+    ),
+    Option("restrict", "flag", "the guest reaches nothing but forwards", False),
+    Option("no-host-loopback", "flag", "the gateway's address does not lead to this machine's loopback", False),
+    Option("net", "text", "the guest's IPv4 network; none: no IPv4", "10.0.2.0/24", metavar="NET"),
+    Option("net6", "text", "the guest's IPv6 network, a /64; none: no IPv6", "fec0::/64", metavar="NET"),
+    Option("hostname", "text", "the guest's name, told by DHCP", metavar="NAME"),
+    Option("search", "texts", "a domain to search, told by DHCP", metavar="DOMAIN"),
+    # capture
+    Option("pcap", "path", "capture what passes, as pcapng", metavar="FILE"),
+    Option("pcap-snaplen", "size", "bytes kept of each frame; 0: all", 0, metavar="BYTES"),
+    Option("pcap-size", "size", "begin another file after so many bytes; 0: never", 0, metavar="BYTES"),
+    Option("pcap-files", "int", "how many of them are kept, the newest; 0: all", 0, minimum=0),
 )
 
-_LINKS = ("echo", "null", "source")
+_LINKS = ("tap", "tap_fd", "user", "switch", "echo", "null", "source")
+#: options that mean nothing but with a link of that kind
+_ONLY = {
+    "bridge": ("tap", "tap_fd"),
+    "forward": ("user",),
+    "guest_forward": ("user",),
+    "restrict": ("user",),
+    "no_host_loopback": ("user",),
+    "hostname": ("user",),
+    "search": ("user",),
+}
 
 
-async def _open_link(values: Mapping[str, Any]) -> NetLink:
+def _option(key: str) -> str:
+    return key.replace("_", "-")
+
+
+def _tap(values: Mapping[str, Any]) -> NetLink:
+    from devices.net.links.tap import Tap
+
+    if values["tap"]:
+        return Tap.open(values["tap"], queues=values["queues"], bridge=values["bridge"], mtu=values["mtu"])
+    try:
+        fds = [int(fd) for text in values["tap_fd"] for fd in text.split(",")]
+    except ValueError:
+        raise ConfigError(f"tap-fd: {', '.join(values['tap_fd'])!r} is no number of a descriptor") from None
+    tap = Tap.from_fds(fds)
+    try:
+        if values["bridge"] is not None:
+            tap.configure(bridge=values["bridge"])
+    except BaseException:
+        tap.close()
+        raise
+    return tap
+
+
+def _user(values: Mapping[str, Any]) -> NetLink:
+    try:
+        from devices.net.links.user import User, UserConfig
+    except ImportError as exc:
+        raise ConfigError(f"user: {exc}") from exc
+
+    nets = {key: None if values[key] == "none" else values[key] for key in ("net", "net6")}
+    config = UserConfig(
+        **nets,
+        hostname=values["hostname"],
+        search=values["search"] or (),
+        restrict=values["restrict"],
+        host_loopback=not values["no_host_loopback"],
+        mtu=max(values["mtu"] or 1500, 1280),
+    )
+    return User(config, forwards=values["forward"] or (), guest_forwards=values["guest_forward"] or ())
+
+
+def _open_link(values: Mapping[str, Any]) -> NetLink:
     """The one link that `values` name."""
-    chosen = [name for name in _LINKS if values[name]]
+    chosen = [key for key in _LINKS if values.get(key)]
     if len(chosen) != 1:
-        raise ConfigError(f"give one of {', '.join(_LINKS)}: what the card is plugged into")
-    if values["echo"]:
-        return EchoLink()
-    if values["null"]:
-        return NullLink()
+        names = ", ".join(_option(key) for key in _LINKS)
+        what = f"{' and '.join(_option(key) for key in chosen)} were given" if chosen else "nothing was given"
+        raise ConfigError(f"give one of {names}: what the card is plugged into; {what}")
+    for key, kinds in _ONLY.items():
+        if values[key] and chosen[0] not in kinds:
+            raise ConfigError(f"option {_option(key)} is for {' and '.join(_option(k) for k in kinds)} only")
+    match chosen[0]:
+        case "tap" | "tap_fd":
+            return _tap(values)
+        case "user":
+            return _user(values)
+        case "echo":
+            return EchoLink()
+        case "null":
+            return NullLink()
     return SourceLink(values["source"])
+
+
+def _make_card(link: NetLink, values: Mapping[str, Any]) -> Net:
+    card = Net(
+        link,
+        pairs=values["queues"],
+        mac=values["mac"],
+        mtu=values["mtu"],
+        queue_size=values["queue_size"],
+        offloads=not values["no_offloads"],
+        mergeable=not values["no_mergeable"],
+    )
+    if values["pcap"]:
+        try:
+            card.capture.start(
+                values["pcap"],
+                snaplen=values["pcap_snaplen"],
+                file_size=values["pcap_size"],
+                files=values["pcap_files"],
+            )
+        except BaseException:
+            card.close()
+            raise
+    return card
 
 
 @asynccontextmanager
@@ -49,21 +158,13 @@ async def open_net(values: Mapping[str, Any]) -> AsyncIterator[Device]:
         ConfigError: the user can mend it.
     """
     try:
-        link = await _open_link(values)
+        link = _open_link(values)
     except LinkError as exc:
         raise ConfigError(str(exc)) from exc
     async with link:
         try:
-            card = Net(
-                link,
-                pairs=values["queues"],
-                mac=values["mac"],
-                mtu=values["mtu"],
-                queue_size=values["queue_size"],
-                offloads=not values["no_offloads"],
-                mergeable=not values["no_mergeable"],
-            )
-        except (LinkError, ValueError) as exc:
+            card = _make_card(link, values)
+        except (LinkError, CaptureError, ValueError) as exc:
             raise ConfigError(str(exc)) from exc
         try:
             yield card
@@ -77,4 +178,5 @@ TYPE = DeviceType(
     summary="a network card (virtio-net)",
     options=OPTIONS,
     open=open_net,
+    parameter_help="Sizes take K, M and G (powers of 1024).",
 )

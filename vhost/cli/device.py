@@ -42,6 +42,10 @@ def click_option(option: Option) -> click.Option:
     """``option`` as a click option named as the user knows it."""
     if option.kind == "flag":
         return click.Option([f"--{option.name}"], is_flag=True, default=bool(option.default), help=option.help)
+    if option.kind == "texts":
+        name = option.metavar or "TEXT"
+        help_ = f"{option.help}; may be repeated"
+        return click.Option([f"--{option.name}"], multiple=True, metavar=name, default=option.default or (), help=help_)
     kind: ParamType = click.Choice(list(option.choices)) if option.kind == "choice" else Value(option)
     default = f"{option.default:o}" if option.kind == "mode" else option.default
     return click.Option(
