@@ -259,7 +259,7 @@ static bool place_v4(const struct net_frame *f, struct place *pl)
 	pl->protocol = ip[9];
 	pl->routed = ihl > 20;
 	pl->l4 = pl->l3 + ihl;
-	return true;
+	return pl->l4 <= f->head_len;
 }
 
 static bool place_v6(const struct net_frame *f, struct place *pl)
@@ -283,7 +283,7 @@ static bool place_v6(const struct net_frame *f, struct place *pl)
 	pl->v6 = true;
 	pl->protocol = next;
 	pl->l4 = at;
-	return true;
+	return at <= f->head_len;
 }
 
 static bool place_transport(const struct net_frame *f, struct place *pl)
