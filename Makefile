@@ -48,7 +48,7 @@ stress: ## minutes of driver and device threads on one ring, plain and under san
 	@tools/setup build
 	@$(MAKE) --no-print-directory -s -C tests/c OUT=$(CURDIR)/.cache/tests-c long
 
-fuzz: ## random input to rings and session for FUZZ_SECONDS (60) each
+fuzz: ## random input to rings, frames and session for FUZZ_SECONDS (60) each
 	@tools/setup fuzz
 	@tools/fuzz $${FUZZ_SECONDS:-60}
 

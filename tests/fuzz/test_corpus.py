@@ -9,29 +9,36 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).parent
-CORPUS = HERE / "corpus" / "ring"
+#: target -> its seeds
+TARGETS = {"ring": "seeds.py", "frame": "frame_seeds.py"}
+
+
+@pytest.fixture(scope="module", params=TARGETS)
+def target(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
 
 
 @pytest.fixture(scope="module")
-def replay(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def replay(target: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("fuzz")
     done = subprocess.run(
-        ["make", "-s", "-C", str(HERE), "ring_replay", f"OUT={out}"], capture_output=True, text=True, check=False
+        ["make", "-s", "-C", str(HERE), f"{target}_replay", f"OUT={out}"], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    return out / "ring_replay"
+    return out / f"{target}_replay"
 
 
-def test_corpus(replay: Path) -> None:
-    inputs = sorted(CORPUS.iterdir())
+def test_corpus(target: str, replay: Path) -> None:
+    corpus = HERE / "corpus" / target
+    inputs = sorted(corpus.iterdir())
     assert len(inputs) >= 40
     done = subprocess.run([replay, *inputs], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     popped = {Path(name).name: int(n) for name, n in (line.split() for line in done.stdout.splitlines())}
     assert len(popped) == len(inputs)
-    seeds = runpy.run_path(str(HERE / "seeds.py"))["seeds"]()
+    seeds = runpy.run_path(str(HERE / TARGETS[target]))["seeds"]()
     for name, data in seeds.items():
-        assert (CORPUS / name).read_bytes() == data, f"{name} is stale: run tests/fuzz/seeds.py"
+        assert (corpus / name).read_bytes() == data, f"{name} is stale: run tests/fuzz/{TARGETS[target]}"
         assert popped[name] > 0, f"{name} does nothing"
 
 
