@@ -101,6 +101,7 @@ class Packet:
     ack: int = 0
     flags: int = 0
     data: bytes = b""  # of UDP and TCP
+    pair: int = 0  # it came by
 
     @classmethod
     def parse(cls, header: Header, frame: bytes) -> Packet:
@@ -135,31 +136,38 @@ class Node:
     address: bytes
     mac: bytes = b"\x52\x54\0\0\0\1"
     buffers: int = 64
+    pairs: int = 1
+    size: int = 2048
     seen: list[Packet] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.guest.offer(self.buffers)
+        for pair in range(self.pairs):
+            self.guest.offer(self.buffers, self.size, pair=pair)
 
     def push(self, frame: bytes, header: Header | None = None, **how: Any) -> None:
         self.guest.push(frame, header, **how)
 
-    async def wait(self, what: Callable[[Packet], bool], *, timeout: float = 5, pair: int = 0) -> Packet:
+    async def wait(self, what: Callable[[Packet], bool], *, timeout: float = 5) -> Packet:
         """The next packet that ``what`` is true of; ARP requests for us are answered meanwhile, others kept aside."""
         with trio.move_on_after(timeout):
             while True:
-                for _ in range(2):
-                    self.guest.reap(pair=pair)
-                for header, frame in self.guest.take(pair=pair):
-                    self.guest.offer(1, pair=pair)
-                    p = Packet.parse(header, frame)
-                    self._answer(p)
-                    self.seen.append(p)
+                for pair in range(self.pairs):
+                    self._look(pair)
                 for i, p in enumerate(self.seen):
                     if what(p):
                         del self.seen[i]
                         return p
                 await trio.sleep(0.001)
         raise AssertionError(f"no such packet came; there were {[(p.kind, p.protocol, p.flags) for p in self.seen]}")
+
+    def _look(self, pair: int) -> None:
+        self.guest.reap(pair=pair)
+        for header, frame in self.guest.take(pair=pair):
+            self.guest.offer(header.num_buffers if self.guest.mergeable else 1, self.size, pair=pair)
+            p = Packet.parse(header, frame)
+            p.pair = pair
+            self._answer(p)
+            self.seen.append(p)
 
     async def quiet(self, what: Callable[[Packet], bool], seconds: float = 0.3) -> None:
         """See that no such packet comes."""

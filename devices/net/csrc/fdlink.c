@@ -6,6 +6,7 @@
 #include <stdlib.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/uio.h>
 
 #include "devices/net/csrc/fdlink.h"
@@ -29,6 +30,7 @@ struct fd_queue {
 	int fd;
 	uint32_t gives;		/* NET_TAKES_* that frames from it may need */
 	uint32_t skip;		/* polls to leave out */
+	bool socket;		/* not a tap */
 	bool running;
 	bool starved;		/* the guest has no buffers; feed() is waited for */
 	int error;		/* __atomic, relaxed */
@@ -66,7 +68,7 @@ static ssize_t put(const struct fd_queue *q, struct iovec *iov, int nr)
 {
 	struct msghdr msg = { .msg_iov = iov, .msg_iovlen = (size_t)nr };
 
-	if (q->port->header)
+	if (!q->socket)
 		return writev(q->fd, iov, nr);
 	return sendmsg(q->fd, &msg, MSG_DONTWAIT | MSG_NOSIGNAL);
 }
@@ -236,7 +238,7 @@ static ssize_t get(const struct fd_queue *q, struct iovec *iov, int nr)
 	struct msghdr msg = { .msg_iov = iov, .msg_iovlen = (size_t)nr };
 	ssize_t n;
 
-	if (q->port->header)
+	if (!q->socket)
 		n = readv(q->fd, iov, nr);
 	else	/* the length that it had, not what was room for */
 		n = recvmsg(q->fd, &msg, MSG_DONTWAIT | MSG_TRUNC);
@@ -269,20 +271,18 @@ static void header_bytes(const struct ring_iov *iov, int nr, struct wire *wire, 
  */
 static int with_slack(const struct fd_queue *q, const struct ring_iov *iov, int nr, size_t skip, struct iovec *out)
 {
-	size_t room = 0;
 	int i, n = 0;
 
 	for (i = 0; i < nr; i++) {
 		size_t drop = skip < iov[i].len ? skip : iov[i].len;
 
 		skip -= drop;
-		room += iov[i].len;
 		if (iov[i].len == drop)
 			continue;
 		out[n].iov_base = (uint8_t *)iov[i].base + drop;
 		out[n++].iov_len = iov[i].len - drop;
 	}
-	if (q->port->header && n < RING_IOV_MAX) {
+	if (!q->socket && n < RING_IOV_MAX) {
 		out[n].iov_base = q->slots + (size_t)READ_BATCH * SLOT;
 		out[n++].iov_len = SLOT;
 	}
@@ -304,6 +304,11 @@ static ssize_t read_direct(void *arg, const struct ring_iov *iov, int nr)
 		header_bytes(iov, nr, &wire, true);
 		if (net_check_hdr(&wire.hdr, (uint32_t)n - NET_FD_HEADER, q->gives) != NET_DROP_NONE)
 			return -EBADMSG;
+		/* DATA_VALID is for those who know of checksums (VIRTIO 1.3, 5.1.6.4.1) */
+		if (net_unlikely(wire.hdr.flags && !(q->gives & NET_TAKES_CSUM))) {
+			wire.hdr.flags = 0;
+			header_bytes(iov, nr, &wire, false);
+		}
 		return n;
 	}
 	n = get(q, out, with_slack(q, iov, nr, sizeof(wire), out));
@@ -417,8 +422,7 @@ static struct net_dev *direct_peer(const struct fd_queue *q)
 	if (!peer || net_is_down(peer) || net_is_down(&q->port->port) || peer->capture || q->port->port.capture)
 		return NULL;
 	takes = __atomic_load_n(&peer->takes, __ATOMIC_RELAXED);
-	/* a tap says DATA_VALID, which only those may see who know of checksums (VIRTIO 1.3, 5.1.6.4.1) */
-	if (q->gives & ~takes || (q->port->header && !(takes & NET_TAKES_CSUM)))
+	if (q->gives & ~takes)
 		return NULL;
 	return net_port_dev(peer);
 }
@@ -521,6 +525,7 @@ static const struct net_port_ops fd_port_ops = {
 static struct fd_queue *queue_new(struct fd_port *p, uint32_t index, int fd)
 {
 	struct fd_queue *q = aligned_alloc(64, (sizeof(*q) + 63) / 64 * 64);
+	struct stat st;
 	void *slots;
 
 	if (!q)
@@ -533,6 +538,7 @@ static struct fd_queue *queue_new(struct fd_port *p, uint32_t index, int fd)
 	q->port = p;
 	q->index = index;
 	q->fd = fd;
+	q->socket = fstat(fd, &st) == 0 && S_ISSOCK(st.st_mode);
 	q->fin = net_finish_new();
 	/* what no frame ever reached costs nothing */
 	slots = mmap(NULL, (size_t)(READ_BATCH + 1) * SLOT, PROT_READ | PROT_WRITE,

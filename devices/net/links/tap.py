@@ -52,9 +52,9 @@ _ETHERNET: Final = 14 + 8  # addresses, type and two tags
 _WATCH: Final = 1.0  # seconds
 
 
-def _request(name: str, *fields: int, form: str = "=H") -> bytearray:
+def _request(name: str, value: int = 0, *, form: str = "=H") -> bytearray:
     """A ``struct ifreq``."""
-    return bytearray(struct.pack("=16s", name.encode()) + struct.pack(form, *fields).ljust(24, b"\0"))
+    return bytearray(struct.pack("=16s", name.encode()) + struct.pack(form, value).ljust(24, b"\0"))
 
 
 def _interface_ioctl(code: int, request: bytearray) -> bytearray:
@@ -166,8 +166,6 @@ def _identify(fd: int) -> tuple[str, int]:
     name = bytes(request[:16]).rstrip(b"\0").decode()
     if not flags & _IFF_TAP:
         raise LinkError(f"tap-fd {fd}: {name} is a tun; open it as a tap (IFF_TAP)")
-    if not flags & _IFF_NO_PI:
-        raise LinkError(f"tap-fd {fd}: {name} was opened with packet information; open it with IFF_NO_PI")
     return name, flags
 
 
@@ -229,7 +227,8 @@ class Tap(FileLink):
         """A tap that somebody else opened: its queues.
 
         Args:
-            fds: owned by the link from now on, also if this raises.
+            fds: opened with IFF_NO_PI, which nobody can tell afterwards, and as a rule with IFF_VNET_HDR. Owned by the
+                link from now on, also if this raises.
 
         Raises:
             LinkError: they cannot be used, and why.
