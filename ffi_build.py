@@ -164,9 +164,9 @@ def nbd() -> FFI:
     )
 
 
-def existing(folder: str, *names: str) -> list[str]:
-    """Those of ``names`` that are in ``folder``, as paths."""
-    return [path for path in sources(folder, *names) if (ROOT / path).exists()]
+def existing(folder: str, *headers_: str) -> list[str]:
+    """Those of ``headers_`` in ``folder`` that have a source of the same name, as paths."""
+    return [path for path in sources(folder, *headers_) if (ROOT / path).with_suffix(".c").exists()]
 
 
 def net() -> FFI:

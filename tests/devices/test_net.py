@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
 import pytest
 import trio
 from netrig import (
@@ -15,13 +18,19 @@ from netrig import (
     UDP,
     UDP_L4,
     VERSION_1,
+    Guest,
     Header,
     frame,
     guest,
+    plugged,
     serving,
 )
 
-from devices.net import EchoLink, Net, NetFeature, NullLink
+import vhost
+from devices.net import EchoLink, Net, NetFeature, NullLink, SourceLink
+from vhost.constants import FrontendRequest, ProtocolFeature
+from vhost.frontend import CLOUD_HYPERVISOR, CROSVM, QEMU, QEMU_7_2, UML, Frontend, Refused
+from vhost.messages import VringState
 
 MRG = int(NetFeature.MRG_RXBUF)
 
@@ -279,3 +288,286 @@ async def test_nowhere_to_go() -> None:
         await g.sent(1)
         assert card.stats.out_frames == 1
         assert not any(card.stats.dropped.values())
+
+
+# The control queue
+
+
+class Control:
+    """The control queue of `g`, ring `index`."""
+
+    def __init__(self, g: Guest, index: int) -> None:
+        self.queue = g.fe.queues[index]
+        self.memory = g.fe.memory
+
+    async def __call__(self, kind: int, command: int, *data: bytes, ack: int = 1) -> int | None:
+        parts = [bytes((kind, command)), *data]
+        out = []
+        for part in parts:
+            at = self.memory.alloc(max(len(part), 1))
+            self.memory.write(at, part)
+            out.append((at, len(part)))
+        into = [(self.memory.alloc(ack), ack)] if ack else []
+        for at, n in into:
+            self.memory.write(at, b"\xee" * n)
+        self.queue.ring.add(out, into, 1)
+        if self.queue.ring.publish():
+            self.queue.kick()
+        with trio.fail_after(5):
+            while not (used := self.queue.ring.poll()):
+                await trio.sleep(0.001)
+        assert used[0].length == min(ack, 1)
+        return self.memory.read(into[0][0], 1)[0] if ack else None
+
+
+CONTROL = int(
+    NetFeature.CTRL_VQ | NetFeature.CTRL_RX | NetFeature.CTRL_RX_EXTRA | NetFeature.CTRL_VLAN
+    | NetFeature.CTRL_MAC_ADDR | NetFeature.GUEST_ANNOUNCE
+)  # fmt: skip
+OWN, OTHER, GROUP = b"\x52\x54\0\0\0\1", b"\x52\x54\0\0\0\2", b"\1\0\x5e\0\0\1"
+
+
+@asynccontextmanager
+async def controlled(features: int = CONTROL) -> AsyncIterator[tuple[Guest, Control, Net]]:
+    async with plugged(EchoLink(), mac=OWN, features=BASE | features, rings=(0, 1, 2)) as (g, card):
+        yield g, Control(g, 2), card
+
+
+async def passes(g: Guest, card: Net, *frames: bytes) -> list[bool]:
+    """Which of `frames` the card's filter lets through."""
+    out = []
+    for data in frames:
+        g.offer(1)
+        before = card.stats.dropped["filter"]
+        g.push(data)
+        await g.sent(1)
+        with trio.fail_after(5):
+            while not (got := g.take()) and card.stats.dropped["filter"] == before:
+                await trio.sleep(0.001)
+        out.append(bool(got))
+    return out
+
+
+def tagged(vlan: int, dst: bytes = OWN) -> bytes:
+    data = frame(60, dst=dst)
+    return data[:12] + b"\x81\0" + vlan.to_bytes(2, "big") + data[12:]
+
+
+async def test_receive_modes(layout: int) -> None:
+    async with controlled(CONTROL | layout) as (g, control, card):
+        kinds = [frame(60, dst=dst) for dst in (OWN, OTHER, GROUP, b"\xff" * 6)]
+        assert await passes(g, card, *kinds) == [True] * 4  # promiscuous until told otherwise
+        assert await control(0, 0, b"\0") == 0
+        assert await passes(g, card, *kinds) == [True, False, False, True]
+        for command, expected in (
+            (1, [True, False, True, True]),  # all multicast
+            (2, [True, True, False, True]),  # all unicast
+            (4, [False, False, False, True]),  # no unicast
+            (5, [True, False, False, False]),  # no broadcast
+        ):
+            assert await control(0, command, b"\1") == 0
+            assert await passes(g, card, *kinds) == expected, command
+            assert await control(0, command, b"\0") == 0
+        assert await control(0, 1, b"\1") == 0
+        assert await control(0, 3, b"\1") == 0  # no multicast is stronger
+        assert await passes(g, card, *kinds) == [True, False, False, True]
+        assert await control(0, 0, b"\1") == 0
+        assert await passes(g, card, *kinds) == [True] * 4
+
+
+async def test_mac_tables() -> None:
+    async with controlled() as (g, control, card):
+        await control(0, 0, b"\0")
+        kinds = [frame(60, dst=dst) for dst in (OWN, OTHER, GROUP)]
+        one = (1).to_bytes(4, "little")
+        assert await control(1, 0, one + OTHER, one + GROUP) == 0
+        assert await passes(g, card, *kinds) == [True, True, True]
+        assert await control(1, 0, bytes(4), one, GROUP) == 0
+        assert await passes(g, card, *kinds) == [True, False, True]
+        many = (65).to_bytes(4, "little") + bytes(65 * 6)
+        assert await control(1, 0, many, bytes(4)) == 0  # more than we keep: all of that kind
+        assert await passes(g, card, *kinds) == [True, True, False]
+        assert await control(1, 1, b"\x52\x54\0\0\0\x09") == 0
+        await control(1, 0, bytes(8))
+        assert await passes(g, card, *kinds) == [False, False, False]
+        assert card.mac_now == b"\x52\x54\0\0\0\x09"
+        card.reset()
+        assert card.mac_now == OWN
+
+
+async def test_vlans() -> None:
+    async with controlled() as (g, control, card):
+        await control(0, 0, b"\0")
+        assert await passes(g, card, frame(60, dst=OWN), tagged(5), tagged(0xFFF)) == [True, False, False]
+        assert await control(2, 0, (5).to_bytes(2, "little")) == 0
+        assert await control(2, 0, (0xFFF).to_bytes(2, "little")) == 0
+        assert await passes(g, card, tagged(5), tagged(6), tagged(0xFFF)) == [True, False, True]
+        assert await control(2, 1, (5).to_bytes(2, "little")) == 0
+        assert await passes(g, card, tagged(5), tagged(0xFFF)) == [False, True]
+        assert await control(2, 0, (0x1000).to_bytes(2, "little")) == 1
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        (0, 6, b"\1"),
+        (0, 0),
+        (0, 0, b"\2"),
+        (0, 0, b"\1\1"),
+        (1, 0),
+        (1, 0, bytes(4)),
+        (1, 0, b"\xff" * 4),
+        (1, 0, b"\xff\xff\xff\x7f", bytes(4)),
+        (1, 0, b"\1\0\0\0", bytes(5), bytes(4)),
+        (1, 0, bytes(4), b"\xaa\xaa\xaa\xaa"),
+        (1, 1, bytes(5)),
+        (1, 1, b"\1\0\0\0\0\0"),
+        (1, 2, bytes(6)),
+        (2, 2, bytes(2)),
+        (2, 0, bytes(1)),
+        (3, 1),
+        (4, 0, b"\1\0"),
+        (5, 0, bytes(8)),
+        (6, 0),
+        (255, 255, bytes(100)),
+    ],
+)
+async def test_wrong_commands(command) -> None:
+    async with controlled() as (_, control, _):
+        assert await control(*command) == 1
+        assert await control(*command, ack=5) == 1
+        assert await control(*command, ack=0) is None
+        assert await control(0, 0, b"\0") == 0
+
+
+async def test_offloads_of_the_guest() -> None:
+    guest_csum = int(NetFeature.GUEST_CSUM)
+    features = CONTROL | HOST | int(NetFeature.CTRL_GUEST_OFFLOADS) | guest_csum
+    async with controlled(features) as (g, control, card):
+        data = bytes.fromhex("525400000001525400000002 0800 4500002e00010000401100000a0000010a000002 00010002001a0000")
+        data = data.ljust(60, b"\5")
+        partial = Header(NEEDS_CSUM, csum_start=34, csum_offset=6)
+        g.offer(4)
+        g.push(data, partial)
+        assert [header.flags for header, _ in await g.receive()] == [NEEDS_CSUM]
+        assert await control(5, 0, (1 << 7).to_bytes(8, "little")) == 1  # not negotiated
+        assert await control(5, 0, bytes(8)) == 0
+        g.push(data, partial)
+        assert [header.flags for header, _ in await g.receive()] == [0]
+        assert card.stats.in_checksums == 1
+        assert await control(5, 0, guest_csum.to_bytes(8, "little")) == 0
+        g.push(data, partial)
+        assert [header.flags for header, _ in await g.receive()] == [NEEDS_CSUM]
+
+
+async def test_announcing() -> None:
+    features = CONTROL | int(NetFeature.STATUS)
+    async with controlled(features) as (g, control, card):
+        assert await g.fe.get_config(6, 2) == b"\1\0"
+        card.controls()["announce"]()
+        await g.fe.config_changed()
+        assert await g.fe.get_config(6, 2) == b"\3\0"
+        assert await control(3, 0) == 0
+        assert await g.fe.get_config(6, 2) == b"\1\0"
+
+
+# More pairs, front-ends of all manners
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+async def test_pairs(layout: int, workers: int) -> None:
+    pairs = 4
+    features = BASE | layout | int(NetFeature.MQ)
+    how = vhost.WorkerOptions(count=workers)
+    async with plugged(EchoLink(), pairs=pairs, features=features, workers=how) as (g, card):
+        sent = [[frame(60 + i, tag=pair) for i in range(100)] for pair in range(pairs)]
+        for pair in range(pairs):
+            g.offer(100, pair=pair)
+            for data in sent[pair]:
+                g.push(data, pair=pair)
+        for pair in range(pairs):
+            assert [data for _, data in await g.receive(100, pair=pair)] == sent[pair]
+        assert card.stats.out_frames == card.stats.in_frames == 100 * pairs
+        assert len(card._workers()) == workers
+
+
+@pytest.mark.parametrize("personality", [QEMU, QEMU_7_2, CLOUD_HYPERVISOR, CROSVM, UML], ids=lambda p: p.name)
+async def test_personalities(personality) -> None:
+    features = BASE & ~personality.not_features | MRG | HOST | CONTROL
+    async with EchoLink() as link, serving(Net(link, pairs=2, mac=OWN)) as [path]:
+        for _ in range(2):  # the next front-end finds it as the first did
+            async with guest(path, features=features | int(NetFeature.MQ), pairs=2, personality=personality) as g:
+                for pair in (0, 1):
+                    g.offer(2, pair=pair)
+                    g.push(frame(60), pair=pair)
+                    await g.receive(pair=pair)
+
+
+async def test_rings_are_numbered_and_more_are_refused() -> None:
+    async with EchoLink() as link, serving(Net(link, pairs=3)) as [path], Frontend.connect(path) as fe:
+        assert fe.num_queues == 7
+        assert fe.features_offered & NetFeature.CTRL_VQ
+        assert not fe.protocol_offered & ProtocolFeature.CONFIG  # nobody gave what would be in it
+        await fe.negotiate(BASE)
+        with pytest.raises(Refused):
+            await fe.send(FrontendRequest.SET_VRING_ENABLE, VringState(7, 1))
+
+
+async def test_enabled_before_anything_else() -> None:
+    """As QEMU does at every reset, on rings without addresses."""
+    async with EchoLink() as link, serving(Net(link)) as [path], Frontend.connect(path, personality=QEMU) as fe:
+        for on in (1, 0, 1):
+            for index in (0, 1):
+                await fe.send(FrontendRequest.SET_VRING_ENABLE, VringState(index, on))
+        await fe.negotiate(BASE)
+        await fe.share_memory()
+        for index in (0, 1):
+            fe.make_queue(index, 64, serve=False)
+        await fe.start_queues()
+        g = Guest(fe, fe.features, header=12, mergeable=False)
+        g.offer(1)
+        g.push(frame(60))
+        await g.receive()
+        for index in (0, 1):
+            await fe.stop_queue(fe.queues[index])
+        for index in (0, 1):
+            await fe.send(FrontendRequest.SET_VRING_ENABLE, VringState(index, 1))
+
+
+async def test_mtu() -> None:
+    async with EchoLink() as link, serving(card := Net(link, mtu=9000)) as [path]:
+        async with Frontend.connect(path, personality=QEMU) as fe:
+            assert fe.features_offered & NetFeature.MTU
+            assert (await fe.get_config(10, 2)) == (9000).to_bytes(2, "little")
+            await fe.send(FrontendRequest.NET_SET_MTU, 9000)
+            with pytest.raises(Refused):
+                await fe.send(FrontendRequest.NET_SET_MTU, 9001)
+        assert card.features & NetFeature.MTU
+
+
+async def test_rarp() -> None:
+    async with EchoLink() as link, serving(Net(link)) as [path], guest(path, personality=QEMU) as g:
+        g.offer(1)
+        await g.fe.send(FrontendRequest.SEND_RARP, int.from_bytes(OWN, "little"))
+        [(_, data)] = await g.receive()
+        assert data == b"\xff" * 6 + OWN + bytes.fromhex("8035 0001 0800 06 04 0003") + (
+            OWN + bytes(4) + OWN + bytes(4)
+        ) + bytes(18)
+
+
+async def test_a_source_offers_what_is_taken(layout: int, merge: int) -> None:
+    async with plugged(SourceLink(100), features=BASE | layout | merge) as (g, card):
+        for count in (1, 64, 200, 3):
+            g.offer(count)
+            got = await g.receive(count)
+            assert {len(data) for _, data in got} == {100}
+        assert not card.stats.dropped["no_buffer"]
+
+
+async def test_buffers_are_left_in_the_ring() -> None:
+    """What was taken and not used is the guest's again when a ring stops."""
+    async with EchoLink() as link, serving(Net(link)) as [path], guest(path, features=BASE | MRG) as g:
+        g.offer(200)
+        g.push(frame(5000))
+        await g.receive()
+        assert await g.fe.stop_queue(g.fe.queues[0]) == 3

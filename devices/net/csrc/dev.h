@@ -148,7 +148,7 @@ uint32_t net_takes_of(uint64_t features);
 struct ring_source *net_rxq_new(struct net_dev *dev, struct ring_vq *vq, uint32_t pair);
 void net_rxq_free(struct net_rxq *q);
 void net_rx_send(struct net_port *port, const struct net_frame *const *frames, int n);
-/* On the worker: as many of @n frames as there are buffers for, without counting the others as dropped. */
+/* On the worker, for a feeder: as many of @n equal frames as there are buffers for; 0: it is called when there are. */
 int net_rx_offer(struct net_dev *dev, uint32_t pair, const struct net_frame *const *frames, int n);
 extern const struct ring_source_ops net_rx_ops;
 

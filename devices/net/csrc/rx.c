@@ -307,24 +307,7 @@ void net_rx_send(struct net_port *port, const struct net_frame *const *frames, i
 	}
 }
 
-int net_rx_offer(struct net_dev *dev, uint32_t pair, const struct net_frame *const *frames, int n)
-{
-	struct net_rxq *q = dev->rx[pair];
-	uint32_t room = 0;
-
-	if (!runs(q))
-		return 0;
-	if (q->nr - q->at < (uint32_t)n)
-		refill(q, (uint32_t)n - (q->nr - q->at));
-	room = q->nr - q->at;
-	if (room < (uint32_t)n)
-		n = (int)room;
-	if (n)
-		deliver_all(q, frames, n);
-	return n;
-}
-
-/* --- a feeder reads into the buffers ---------------------------------------------------------------------------- */
+/* --- a feeder offers, or reads into the buffers ---------------------------------------------------------------------------- */
 
 /* No buffers for @need bytes: ask for kicks. True: there are now, after all. */
 static bool starve(struct net_rxq *q, uint32_t need)
@@ -342,6 +325,27 @@ static bool starve(struct net_rxq *q, uint32_t need)
 		}
 	}
 	return false;
+}
+
+int net_rx_offer(struct net_dev *dev, uint32_t pair, const struct net_frame *const *frames, int n)
+{
+	struct net_rxq *q = dev->rx[pair];
+	uint32_t each, room, why;
+
+	if (!runs(q))
+		return 0;
+	each = reserve(q, q->hdr_len + frames[0]->len, (uint32_t)n, &why);
+	if (!each && why == NET_DROP_NO_BUFFER && starve(q, q->hdr_len + frames[0]->len))
+		each = reserve(q, q->hdr_len + frames[0]->len, (uint32_t)n, &why);
+	if (!each) {
+		net_count(&q->stats.dropped[why], why == NET_DROP_TOO_SMALL);
+		return 0;
+	}
+	room = each == 1 ? q->nr - q->at : (q->nr - q->at) / each;
+	if (room < (uint32_t)n)
+		n = (int)room;
+	deliver_all(q, frames, n);
+	return n;
 }
 
 /* Pieces of the @n chains from chains[at], @skip bytes of them left out, at q->iov[@from]; returns their end. */
