@@ -41,7 +41,13 @@ OPTIONS = (
     Option("no-host-loopback", "flag", "the gateway's address does not lead to this machine's loopback", False),
     Option("net", "text", "the guest's IPv4 network; none: no IPv4", "10.0.2.0/24", metavar="NET"),
     Option("net6", "text", "the guest's IPv6 network, a /64; none: no IPv6", "fec0::/64", metavar="NET"),
+    Option("gateway", "text", "the gateway's address, which is also the host's; default: number 2", metavar="ADDRESS"),
+    Option("dns", "text", "the name server's address; default: number 3", metavar="ADDRESS"),
+    Option("dhcp-start", "text", "first address that DHCP gives; default: number 15", metavar="ADDRESS"),
+    Option("gateway6", "text", "the router's IPv6 address; default: number 2", metavar="ADDRESS"),
+    Option("dns6", "text", "the name server's IPv6 address; default: number 3", metavar="ADDRESS"),
     Option("hostname", "text", "the guest's name, told by DHCP", metavar="NAME"),
+    Option("domainname", "text", "the guest's domain, told by DHCP", metavar="DOMAIN"),
     Option("search", "texts", "a domain to search, told by DHCP", metavar="DOMAIN"),
     # capture
     Option("pcap", "path", "capture what passes, as pcapng", metavar="FILE"),
@@ -58,7 +64,13 @@ _ONLY = {
     "guest_forward": ("user",),
     "restrict": ("user",),
     "no_host_loopback": ("user",),
+    "gateway": ("user",),
+    "dns": ("user",),
+    "dhcp_start": ("user",),
+    "gateway6": ("user",),
+    "dns6": ("user",),
     "hostname": ("user",),
+    "domainname": ("user",),
     "search": ("user",),
 }
 
@@ -95,7 +107,13 @@ def _user(values: Mapping[str, Any]) -> NetLink:
     nets = {key: None if values[key] == "none" else values[key] for key in ("net", "net6")}
     config = UserConfig(
         **nets,
+        host=values["gateway"],
+        dns=values["dns"],
+        dhcp_start=values["dhcp_start"],
+        host6=values["gateway6"],
+        dns6=values["dns6"],
         hostname=values["hostname"],
+        domainname=values["domainname"],
         search=values["search"] or (),
         restrict=values["restrict"],
         host_loopback=not values["no_host_loopback"],

@@ -284,6 +284,32 @@ async def test_datagrams_from_the_guest() -> None:
             assert b"".join(got) == data
 
 
+UDP_SEGMENT = 103  # linux/udp.h
+
+
+@pytest.mark.parametrize("takes", [True, False], ids=["takes", "not"])
+async def test_datagrams_to_a_guest(takes: bool) -> None:
+    """USO the other way: one frame for a guest that takes it, where the kernel has it; else as many as there are."""
+    features = BASE | OFFLOADS | (int(NetFeature.GUEST_USO4 | NetFeature.GUEST_USO6) if takes else 0)
+    async with plugged(Tap.open("t0"), features) as node:
+        await ping(node)
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+            sender.bind(("10.1.0.1", 0))
+            sender.setsockopt(socket.IPPROTO_UDP, UDP_SEGMENT, 1000)
+            data = os.urandom(4500)
+            sender.sendto(data, ("10.1.0.2", 7))
+            got = b""
+            while len(got) < len(data):
+                p = await node.wait(lambda p: p.protocol == UDP and p.dport == 7)
+                got += p.data
+                if len(p.data) > 1000:
+                    assert takes
+                    assert (p.header.gso_type, p.header.gso_size) == (UDP_L4, 1000)
+                else:
+                    assert p.header.flags & NEEDS_CSUM or p.good()
+            assert got == data
+
+
 # --- queues and descriptors -------------------------------------------------------------------------------------------
 
 

@@ -43,6 +43,8 @@ pytest.importorskip("devices.net._slirp", reason="built without libslirp")
 from devices.net import LinkError, Net, NetFeature
 from devices.net.links.forwards import Forward, GuestForward
 from devices.net.links.user import User, UserConfig
+from devices.net.options import TYPE
+from vhost.plugin import ConfigError
 
 GUEST, GATEWAY, DNS = ip("10.0.2.15"), ip("10.0.2.2"), ip("10.0.2.3")
 
@@ -379,6 +381,36 @@ async def test_guest_forward(tmp_path, kind: str, live: bool) -> None:
             stream.send(SYN)
             await node.quiet(lambda p: p.protocol == TCP and p.dport == 40002 and p.flags & SYN == SYN)
         nursery.cancel_scope.cancel()
+
+
+async def test_options() -> None:
+    """What the command and the configuration file say."""
+    given = {
+        "user": True,
+        "net": "192.168.9.0/24",
+        "gateway": "192.168.9.1",
+        "net6": "none",
+        "restrict": True,
+        "forward": [f"tcp::{free_port()}-:22"],
+        "domainname": "example.org",
+    }
+    async with TYPE.open(TYPE.values(given)) as card:
+        assert isinstance(card, Net)
+        link = card.link
+        assert isinstance(link, User)
+        assert link.config == UserConfig(
+            "192.168.9.0/24", "192.168.9.1", net6=None, domainname="example.org", search=(), restrict=True
+        )
+        assert len(link.forwards) == 1
+        assert {"forward_add", "connections"} <= set(card.controls())
+        assert "net_user_sockets" in {m.name for m in card.metrics()}
+    for wrong, why in (({"mtu": 65535}, "give 1280 to 65521"), ({"dns": "1.2.3.4"}, "not in the guest's network")):
+        with pytest.raises(ConfigError, match=why):
+            async with TYPE.open(TYPE.values({"user": True} | wrong)):
+                pass
+    with pytest.raises(ConfigError, match="option forward is for user only"):
+        async with TYPE.open(TYPE.values({"echo": True, "forward": ["tcp::1-:2"]})):
+            pass
 
 
 # --- what users write -----------------------------------------------------------------------------------------------

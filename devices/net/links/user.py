@@ -120,17 +120,17 @@ def _fill(raw: Any, config: UserConfig) -> list[Any]:
         if net.prefixlen > 27:
             raise LinkError(f"net {net} is too small: use at least a /27, since DHCP starts at number 15")
         raw.net, raw.mask = net.network_address.packed, net.netmask.packed
-        raw.host = _inside(config.host, "host", net, 2)
+        raw.host = _inside(config.host, "gateway", net, 2)
         raw.dns = _inside(config.dns, "dns", net, 3)
         raw.dhcp_start = _inside(config.dhcp_start, "dhcp-start", net, 15)
         if len({bytes(raw.host), bytes(raw.dns), bytes(raw.dhcp_start)}) < 3:
-            raise LinkError("host, dns and dhcp-start are three different addresses")
+            raise LinkError("gateway, dns and dhcp-start are three different addresses")
     if config.net6 is not None:
         net6 = _network(config.net6, "net6", IPv6Network)
         if net6.prefixlen != 64:
             raise LinkError(f"net6 {net6}: guests make addresses for themselves only in a /64")
         raw.prefix6, raw.prefix6_len = net6.network_address.packed, net6.prefixlen
-        raw.host6 = _inside(config.host6, "host6", net6, 2)
+        raw.host6 = _inside(config.host6, "gateway6", net6, 2)
         raw.dns6 = _inside(config.dns6, "dns6", net6, 3)
     return _fill_names(raw, config)
 
