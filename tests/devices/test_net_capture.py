@@ -15,7 +15,7 @@ import trio
 from netrig import BASE, NEEDS_CSUM, TCPV4, Header, frame, guest, serving
 
 from devices.net import EchoLink, Net, NetFeature
-from devices.net.capture import Capture, CaptureError, PortCapture
+from devices.net.capture import Capture, CaptureError
 
 IN, OUT = 1, 2
 
@@ -76,10 +76,6 @@ def read(path: Path) -> Section:
     return out
 
 
-def taker(card: Net) -> PortCapture:
-    return PortCapture(card.port, lambda: {source._worker for source in card._running.values()}, "vm0")
-
-
 @pytest.mark.parametrize("snaplen", [0, 64])
 async def test_echo(tmp_path: Path, snaplen: int) -> None:
     """A frame out, the same frame in, in this order, at the time it was."""
@@ -87,7 +83,7 @@ async def test_echo(tmp_path: Path, snaplen: int) -> None:
     sent = [frame(length, tag=length) for length in (14, 60, 61, 62, 63, 64, 127, 128, 129, 1514, 3000)]
     card = Net(EchoLink())
     async with serving(card) as [socket], guest(socket, features=BASE) as g:
-        pcap = taker(card)
+        pcap = card.capture
         pcap.start(path, snaplen=snaplen)
         before = time.time_ns()
         for data in sent:
@@ -97,7 +93,7 @@ async def test_echo(tmp_path: Path, snaplen: int) -> None:
         after = time.time_ns()
         stats = await pcap.stop()
         got = read(path)
-        assert got.names == ["vm0"]
+        assert got.names == ["echo"]
         wanted = [(0, data[: snaplen or None], len(data), way) for data in sent for way in (OUT, IN)]
         assert [(number, data, full, way) for number, _, data, full, way in got.packets] == wanted
         times = [ns for _, ns, _, _, _ in got.packets]
@@ -115,7 +111,7 @@ async def test_on_and_off_under_traffic(tmp_path: Path) -> None:
     card = Net(EchoLink())
     begun = []
     async with serving(card) as [socket], guest(socket, features=BASE) as g:
-        pcap = taker(card)
+        pcap = card.capture
         passed = 0
 
         async def traffic(*, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -162,7 +158,7 @@ async def test_unfinished_frames(tmp_path: Path) -> None:
     features = BASE | int(NetFeature.CSUM | NetFeature.HOST_TSO4)
     card = Net(EchoLink())
     async with serving(card) as [socket], guest(socket, features=features) as g:
-        pcap = taker(card)
+        pcap = card.capture
         pcap.start(path)
         g.offer(3, 2048)
         g.push(bytes(head) + bytes(3000), Header(NEEDS_CSUM, TCPV4, 54, 1000, 34, 16))
@@ -175,7 +171,7 @@ async def test_ring_of_files(tmp_path: Path) -> None:
     """The newest files stay, each readable by itself; nothing is missing between them."""
     card = Net(EchoLink())
     async with serving(card) as [socket], guest(socket, features=BASE) as g:
-        pcap = taker(card)
+        pcap = card.capture
         pcap.start(tmp_path / "vm0.pcapng", file_size=1 << 16, files=2)
         for i in range(200):
             g.offer(1, 2048)
@@ -186,12 +182,46 @@ async def test_ring_of_files(tmp_path: Path) -> None:
     names = sorted(tmp_path.iterdir())
     assert [name.name for name in names] == [f"vm0-{n:05}.pcapng" for n in (stats.files - 1, stats.files)]
     got = [read(name) for name in names]
-    assert all(section.names == ["vm0"] for section in got)
+    assert all(section.names == ["echo"] for section in got)
     assert names[0].stat().st_size >= 1 << 16
     wanted = [frame(1000, tag=i) for i in range(200) for _ in (OUT, IN)]
     packets = [data for section in got for _, _, data, _, _ in section.packets]
     assert packets == wanted[len(wanted) - len(packets) :]
     assert got[-1].received == {0: 400}
+
+
+async def test_controls(tmp_path: Path) -> None:
+    """Live through the control socket, in words that JSON has."""
+    path = tmp_path / "a.pcapng"
+    card = Net(EchoLink())
+    async with serving(card) as [socket], guest(socket, features=BASE) as g:
+        do = card.controls()
+        assert do["capture"]() == {
+            "path": None,
+            **dict.fromkeys(("frames", "bytes", "lost", "written", "files"), 0),
+            "error": None,
+        }
+        assert do["capture_start"](path=str(path), snaplen=20)["path"] == str(path)
+        g.offer(1)
+        g.push(frame())
+        await g.receive(1)
+        assert do["capture"]()["frames"] == 2
+        assert (await do["capture_stop"]())["frames"] == 2
+        assert do["capture"]()["path"] is None
+        assert (await do["capture_stop"]())["frames"] == 2
+    assert [data for _, _, data, _, _ in read(path).packets] == [frame()[:20]] * 2
+
+
+async def test_closed_with_the_card(tmp_path: Path) -> None:
+    """What nobody stopped is whole all the same."""
+    path = tmp_path / "a.pcapng"
+    card = Net(EchoLink())
+    async with serving(card) as [socket], guest(socket, features=BASE) as g:
+        card.capture.start(path)
+        g.offer(1)
+        g.push(frame())
+        await g.receive(1)
+    assert read(path).received == {0: 2}
 
 
 async def test_two_cards_in_one_file(tmp_path: Path) -> None:
@@ -216,7 +246,7 @@ async def test_two_cards_in_one_file(tmp_path: Path) -> None:
         await capture.sync()
         assert len(read(path).packets) == 6
         for card in cards:
-            capture.detach(card.port, {source._worker for source in card._running.values()})
+            capture.detach(card.port, {source.worker for source in card._running.values()})
         await capture.aclose()
         capture.close()
         with pytest.raises(CaptureError, match="is closed"):
@@ -231,7 +261,7 @@ async def test_full_disk() -> None:
     """The capture ends and says so; the network does not notice."""
     card = Net(EchoLink())
     async with serving(card) as [socket], guest(socket, features=BASE) as g:
-        pcap = taker(card)
+        pcap = card.capture
         pcap.start("/dev/full")
         for i in range(20):
             g.offer(1)
@@ -251,7 +281,7 @@ async def test_full_disk() -> None:
 async def test_refusals(tmp_path: Path) -> None:
     card = Net(EchoLink())
     try:
-        pcap = taker(card)
+        pcap = card.capture
         with pytest.raises(CaptureError, match="is a folder"):
             pcap.start(tmp_path)
         os.mkfifo(tmp_path / "pipe")
@@ -262,7 +292,6 @@ async def test_refusals(tmp_path: Path) -> None:
             pcap.start(tmp_path / "b")
         pcap.close()
         pcap.close()
-        assert not list(pcap._workers())
         for arguments, words in (
             ({"file_size": 1000}, "at least 65536"),
             ({"files": 3}, "without file_size"),
@@ -283,7 +312,7 @@ async def test_pipe(tmp_path: Path) -> None:
     card = Net(EchoLink())
     try:
         async with serving(card) as [socket], guest(socket, features=BASE) as g:
-            pcap = taker(card)
+            pcap = card.capture
             pcap.start(tmp_path / "pipe")
             g.offer(1)
             g.push(frame(tag=9))
@@ -301,7 +330,7 @@ async def test_tcpdump_reads_it(tmp_path: Path) -> None:
     path = tmp_path / "vm0.pcapng"
     card = Net(EchoLink())
     async with serving(card) as [socket], guest(socket, features=BASE) as g:
-        pcap = taker(card)
+        pcap = card.capture
         pcap.start(path)
         g.offer(1)
         g.push(frame(60, src=b"\x52\x54\0\0\0\7"))

@@ -5,9 +5,9 @@
  * Theory of operation
  *   Each interface has a ring of bytes. A worker reserves room by moving @head (compare and swap: rings of a port with
  *   several queue pairs may be filled by several workers), copies the frame and then stores the record's length, which
- *   was 0: that publishes it. The file's thread takes records in order, stops at a length of 0, zeroes what it took and
- *   moves @tail. So a worker neither waits nor makes a system call, but for one write to an eventfd where the thread
- *   sleeps: it sleeps only after some milliseconds without frames.
+ *   was 0: that publishes it. The file's thread takes the oldest record of all rings; where a length is 0 it goes no
+ *   further. It zeroes what it took and moves @tail. So a worker neither waits nor makes a system call, but for one
+ *   write to an eventfd where the thread sleeps: it sleeps only after some milliseconds without frames.
  *
  * Threads: producers are workers; the consumer and everything about files is the thread, which has no lock while it
  * writes; control hands it interfaces and wishes under @lock, which workers do not know.
@@ -28,7 +28,7 @@
 enum {
 	NAP_NS = 1000000,
 	NAPS = 20,			/* without a frame, before it sleeps */
-	BURST = 4096,			/* records of one interface before the next one's turn */
+	BURST = 4096,			/* records between two looks at what control wants */
 
 	RECORD_PAD = 1,			/* bit 0 of a record's length, which is a multiple of 8: nothing in it */
 };
@@ -50,7 +50,7 @@ static struct capture_record *reserve(struct net_capture *c, uint32_t bytes)
 	uint32_t at, pad;
 
 	do {
-		/* pairs with drain(): what was there is zeroed */
+		/* pairs with consume(): what was there is zeroed */
 		uint64_t tail = atomic_load_explicit(&c->tail, memory_order_acquire);
 
 		at = (uint32_t)head & (c->size - 1);
@@ -98,25 +98,58 @@ void net_capture_frame(struct net_capture *c, const struct net_frame *f, bool ou
 
 /* --- the thread: its loop ------------------------------------------------------------------------------------- */
 
-/* Records of one interface, at most BURST. */
-static bool drain(struct net_capture_file *file, struct net_capture *c)
+static void consume(struct net_capture *c, struct capture_record *r)
 {
-	uint64_t tail = atomic_load_explicit(&c->tail, memory_order_relaxed);
-	int n;
+	uint32_t bytes = atomic_load_explicit(&r->bytes, memory_order_relaxed) & ~7u;
 
-	for (n = 0; n < BURST; n++) {
+	memset((void *)r, 0, bytes);
+	/* pairs with reserve() */
+	atomic_fetch_add_explicit(&c->tail, bytes, memory_order_release);
+}
+
+/* The next record of an interface, or NULL. */
+static struct capture_record *peek(struct net_capture *c)
+{
+	for (;;) {
+		uint64_t tail = atomic_load_explicit(&c->tail, memory_order_relaxed);
 		struct capture_record *r = (struct capture_record *)(void *)(c->ring + (tail & (c->size - 1)));
 		/* pairs with the store that published it */
 		uint32_t bytes = atomic_load_explicit(&r->bytes, memory_order_acquire);
 
 		if (!bytes)
-			break;
+			return NULL;
 		if (!(bytes & RECORD_PAD))
-			pcapng_record(file, c, r);
-		bytes &= ~7u;
-		memset((void *)r, 0, bytes);
-		tail += bytes;
-		atomic_store_explicit(&c->tail, tail, memory_order_release);
+			return r;
+		consume(c, r);
+	}
+}
+
+/* At most BURST records, the oldest of all interfaces first. Are there any? */
+static bool drain(struct net_capture_file *file)
+{
+	int n = 0;
+
+	while (n < BURST) {
+		uint64_t first_ns = UINT64_MAX, limit = UINT64_MAX;
+		struct net_capture *first = NULL;
+		struct capture_record *r;
+
+		for (struct net_capture *c = file->list; c; c = c->next) {
+			r = peek(c);
+			if (r && r->ns < first_ns) {
+				limit = first_ns;
+				first_ns = r->ns;
+				first = c;
+			} else if (r && r->ns < limit) {
+				limit = r->ns;
+			}
+		}
+		if (!first)
+			break;
+		for (; n < BURST && (r = peek(first)) && r->ns <= limit; n++) {
+			pcapng_record(file, first, r);
+			consume(first, r);
+		}
 	}
 	return n > 0;
 }
@@ -127,18 +160,15 @@ static void free_interface(struct net_capture *c)
 	free(c);
 }
 
-/* All interfaces once; those that are gone and empty go. */
-static bool drain_all(struct net_capture_file *file)
+/* Interfaces that no port has, and that are empty. */
+static void drop_gone(struct net_capture_file *file)
 {
 	struct net_capture **at = &file->list, *c;
-	bool any = false;
 
 	while ((c = *at)) {
 		bool gone = atomic_load(&c->gone);	/* before the last look at its ring */
-		bool some = drain(file, c);
 
-		any |= some;
-		if (!gone || some) {
+		if (!gone || peek(c)) {
 			at = &c->next;
 			continue;
 		}
@@ -147,7 +177,6 @@ static bool drain_all(struct net_capture_file *file)
 		*at = c->next;
 		free_interface(c);
 	}
-	return any;
 }
 
 static bool any_ready(const struct net_capture_file *file)
@@ -225,8 +254,9 @@ static void *run(void *arg)
 
 	for (;;) {
 		bool stop = look_at_control(file);
-		bool any = drain_all(file);
+		bool any = drain(file);
 
+		drop_gone(file);
 		look_at_sync(file);
 		if (any) {
 			naps = 0;
