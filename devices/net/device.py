@@ -158,7 +158,9 @@ class Net(Device):
     @property
     def features(self) -> int:
         """What it offers."""
-        offer = NetFeature.MAC | NetFeature.STATUS | _CONTROL
+        offer = _CONTROL
+        if self._offer_config:  # who cannot read them takes them for zeroes: User-mode Linux would see no carrier
+            offer |= NetFeature.MAC | NetFeature.STATUS
         if self._offloads:
             offer |= _OFFLOADS
         if self._mergeable:

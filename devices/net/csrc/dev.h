@@ -66,6 +66,7 @@ enum {
 
 	NET_STASH = 512,	/* receive buffers popped at once, two full pops */
 	NET_MERGE_MAX = 256,	/* buffers one frame may take */
+	NET_REST = 16,		/* polls that a feeder leaves out after it emptied the ring: a driver refills in batches */
 };
 
 /* A ring's source; the kind is told by its ops. */
@@ -80,6 +81,7 @@ struct net_rxq {
 	bool starved;			/* kicks are on */
 	bool hungry;			/* the feeder is to be called when there are buffers */
 	uint32_t need;			/* bytes that it was starved of */
+	uint32_t rest;			/* polls to leave out: net_rx_offer() */
 	struct net_feeder *feeder;
 	struct net_finish *fin;
 	uint32_t batch_frames;		/* delivered since the last note in @stats */

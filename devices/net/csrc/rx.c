@@ -309,22 +309,30 @@ void net_rx_send(struct net_port *port, const struct net_frame *const *frames, i
 
 /* --- a feeder offers, or reads into the buffers ---------------------------------------------------------------------------- */
 
-/* No buffers for @need bytes: ask for kicks. True: there are now, after all. */
-static bool starve(struct net_rxq *q, uint32_t need)
+/* Ask for kicks, unless there are buffers for @q->need bytes by now: then true. */
+static bool ask(struct net_rxq *q)
 {
 	uint32_t why;
 
-	q->hungry = true;
-	q->need = need;
 	q->starved = true;
 	while (ring_vq_kicks_on(q->source.vq)) {
-		if (reserve(q, need, 1, &why) || why == NET_DROP_TOO_SMALL) {
+		if (reserve(q, q->need, 1, &why) || why == NET_DROP_TOO_SMALL) {
 			q->starved = false;
 			ring_vq_kicks_off(q->source.vq);
 			return true;
 		}
 	}
 	return false;
+}
+
+/* A feeder has no buffers for @need bytes. True: there are now, after all. */
+static bool starve(struct net_rxq *q, uint32_t need)
+{
+	q->hungry = true;
+	q->need = need;
+	if (q->source.active)	/* it is polled, and asks when that ends: rx_arm() */
+		return false;
+	return ask(q);
 }
 
 int net_rx_offer(struct net_dev *dev, uint32_t pair, const struct net_frame *const *frames, int n)
@@ -334,6 +342,11 @@ int net_rx_offer(struct net_dev *dev, uint32_t pair, const struct net_frame *con
 
 	if (!runs(q))
 		return 0;
+	if (q->rest) {
+		q->rest--;
+		q->hungry = true;
+		return 0;
+	}
 	each = reserve(q, q->hdr_len + frames[0]->len, (uint32_t)n, &why);
 	if (!each && why == NET_DROP_NO_BUFFER && starve(q, q->hdr_len + frames[0]->len))
 		each = reserve(q, q->hdr_len + frames[0]->len, (uint32_t)n, &why);
@@ -342,8 +355,10 @@ int net_rx_offer(struct net_dev *dev, uint32_t pair, const struct net_frame *con
 		return 0;
 	}
 	room = each == 1 ? q->nr - q->at : (q->nr - q->at) / each;
-	if (room < (uint32_t)n)
+	if (room < (uint32_t)n) {
 		n = (int)room;
+		q->rest = NET_REST;
+	}
 	deliver_all(q, frames, n);
 	return n;
 }
@@ -498,7 +513,7 @@ static int rx_arm(struct ring_source *source)
 
 	if (!q->hungry || !q->feeder || !runs(q))
 		return 0;
-	more = starve(q, q->need);
+	more = ask(q);
 	give_back(q);
 	return more;
 }
