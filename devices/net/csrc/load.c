@@ -34,7 +34,7 @@
 
 enum {
 	SAMPLE = 8,		/* every so many-th frame's latency is kept */
-	GONE_MS = 20,		/* nothing came for so long: what is missing is lost */
+	GONE_MS = 250,		/* nothing came for so long: what is missing is lost */
 	AHEAD = 4,		/* frames whose tags are on their way */
 };
 
@@ -271,7 +271,10 @@ static void arrived(struct net_load *load, struct flow *flow, uint64_t number)
 	uint64_t ahead = (number - flow->expected) & FRAME_NUMBER;
 
 	if (unlikely(ahead >= ((flow->next - flow->expected) & FRAME_NUMBER))) {
-		load->stats.reordered++;	/* given up already, or never sent */
+		/* given up already; or a copy, which hides a loss */
+		load->stats.reordered++;
+		if (load->stats.lost > 0)
+			load->stats.lost--;
 		return;
 	}
 	if (unlikely(ahead))
@@ -596,7 +599,7 @@ static uint64_t until_due(const struct net_load *load, uint64_t wait)
 
 static void loop(struct net_load *load, uint64_t end)
 {
-	uint64_t most = load->gone / 2;
+	uint64_t most = load->gone / 4;
 
 	while (!load->broken && !__atomic_load_n(&load->stop, __ATOMIC_RELAXED)) {
 		int n = 0;

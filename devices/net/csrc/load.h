@@ -65,8 +65,8 @@ struct net_load_stats {
 	uint64_t received;	/* frames from the device, of whatever origin */
 	uint64_t received_bytes;
 	uint64_t foreign;	/* of them, those that are none of ours */
-	uint64_t lost;		/* skipped by those that came later, or not come when nothing moved any more */
-	uint64_t reordered;	/* came after a later one; also copies */
+	uint64_t lost;		/* did not come: later ones did, or nothing moved any more */
+	uint64_t reordered;	/* came after a later one; copies too */
 	uint64_t errors;
 	uint64_t first_error;	/* NET_LOAD_E_* */
 	uint64_t first_error_info;
