@@ -22,6 +22,7 @@ from packets import ACK, ICMP, PSH, RST, SYN, TCP, UDP, Node, Packet, checksum, 
 import vhost
 from devices.net import LinkError, Net, NetFeature
 from devices.net.links.tap import Tap
+from vhost.constants import FrontendRequest
 
 CLONE_NEWNET = 0x40000000
 TUNSETIFF = 0x400454CA
@@ -334,6 +335,25 @@ async def test_several_queues(workers: int) -> None:
                 server.sendto(data, peer)
                 p = await node.wait(lambda p: p.protocol == UDP)
                 assert (p.dport, p.data, p.pair) == (sport, b"%d" % number, pair)
+
+
+async def test_a_pair_that_the_guest_leaves_alone() -> None:
+    """The kernel puts no frames where nobody looks: all answers come to the pair that is enabled."""
+    link = Tap.open("t0", queues=2)
+    async with plugged(link, BASE | MRG | int(NetFeature.MQ), pairs=2) as node:
+        for on in (False, True):
+            for queue in (node.guest.fe.queues[2], node.guest.fe.queues[3]):
+                await node.guest.fe.enable(queue, on)
+            await node.guest.fe.ask_u64(FrontendRequest.GET_FEATURES)
+            await node.resolve(HOST)
+            pairs = set()
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+                for port in range(100, 140):
+                    sender.sendto(b"%d" % port, ("10.1.0.2", port))
+                for port in range(100, 140):
+                    p = await node.wait(lambda p, port=port: p.protocol == UDP and p.dport == port)
+                    pairs.add(p.pair)
+            assert pairs == ({0, 1} if on else {0})
 
 
 async def test_more_pairs_than_queues() -> None:

@@ -480,7 +480,11 @@ def test_networks_that_cannot_be(config: UserConfig, why: str) -> None:
 def test_forwards_need_their_network() -> None:
     with pytest.raises(LinkError, match="has no IPv6"):
         User(UserConfig(net6=None), forwards=["tcp:[::1]:2222-[fec0::1]:22"])
-    for text, why in (("tcp:10.9.9.9:80-unix:/x", "not in the guest's"), ("tcp:10.0.2.2:80-unix:/x", "is taken")):
+    for text, why in (
+        ("tcp:10.9.9.9:80-unix:/x", "not in the guest's"),
+        ("tcp:10.0.2.2:80-unix:/x", "is taken"),
+        ("tcp:10.0.2.9:80-unix:/" + "x" * 107, "at most 107 bytes"),
+    ):
         with pytest.raises(LinkError, match=why):
             User(guest_forwards=[text])
 

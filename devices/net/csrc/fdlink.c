@@ -152,8 +152,8 @@ static inline uint32_t get16(const uint8_t *p)
 }
 
 /*
- * Is @f, to be cut, a true IP packet as it is, but for its checksum? Linux makes them so; what is not is cut. Untagged, and
- * without extension headers: others are rare.
+ * Is @f, to be cut, a true IP packet as it is, but for its checksum? Linux makes them so; what is not is cut. Untagged,
+ * and without extension headers: others are rare.
  */
 static bool true_as_it_is(const struct net_frame *f)
 {

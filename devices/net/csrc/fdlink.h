@@ -3,11 +3,11 @@
  * fdlink.h - a port that is a file of frames: a tap with its queues, or a socket of packets.
  *
  * Theory of operation
- *   Each queue is a file and a source of its own, which runs on the worker of the pair of rings it serves. What a guest sends is
- *   written from where it lies, one frame per system call; nothing waits: a file that is full drops the frame. The other
- *   way frames are read straight into the guest's buffers where the peer is a card that takes them as they are, and into private memory
- *   where it is anything else. Without buffers nothing is read, so that the kernel's queue fills up and the sender
- *   notices; the card calls the queue's feeder when there are some.
+ *   Each queue is a file and a source of its own, which runs on the worker of the pair of rings it serves. What a guest
+ *   sends is written from where it lies, one frame per system call; nothing waits: a file that is full drops the frame.
+ *   The other way frames are read straight into the guest's buffers where the peer is a card that takes them as they
+ *   are, and into private memory where it is anything else. Without buffers nothing is read, so that the kernel's queue
+ *   fills up and the sender notices; the card calls the queue's feeder when there are some.
  *
  *   Frames of pair p belong to queue p modulo queues; pairs of the same queue are on one worker.
  */
@@ -35,7 +35,8 @@ struct net_fdlink_config {
 struct net_port *net_fdlink_new(const struct net_fdlink_config *config);
 /*
  * While parked, the port plugged in. What net_fdlink_start() returns is for the worker; remove it before _stop(). @queue
- * serves pair @queue of the peer, if that is a card. @offload: a tap is to give what the peer takes unfinished. NULL: no such queue.
+ * serves pair @queue of the peer, if that is a card. @offload: a tap is to give what the peer takes unfinished. NULL: no
+ * such queue.
  */
 struct ring_source *net_fdlink_start(struct net_port *port, uint32_t queue, int offload);
 void net_fdlink_stop(struct net_port *port, uint32_t queue);

@@ -4,9 +4,9 @@
  *
  * Theory of operation
  *   libslirp is an IP stack in one thread: frames go in, what the guest wants from the world is done with ordinary
- *   sockets of this process, and frames come out. The thread waits for those sockets, for libslirp's timers and for its end of a
- *   SOCK_SEQPACKET pair, one frame per packet without any header. Nobody ever waits for the thread on the data path: where
- *   the pair is full a frame is dropped, and TCP sends it again.
+ *   sockets of this process, and frames come out. The thread waits for those sockets, for libslirp's timers and for its
+ *   end of a SOCK_SEQPACKET pair, one frame per packet without any header. Nobody ever waits for the thread on the data
+ *   path: where the pair is full a frame is dropped, and TCP sends it again.
  *
  *   libslirp is touched by its thread alone. What others want of it (forwards, a look at connections) is posted as a
  *   command, and the caller waits until it is done: microseconds.

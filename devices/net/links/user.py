@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
+import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
@@ -32,6 +33,7 @@ _PIPE_BYTES: Final = 4 << 20
 _SO_SNDBUFFORCE: Final = 32  # asm-generic/socket.h; Python has no name for it
 _MTU: Final = range(1280, 65522)
 _TEXT: Final = 65536
+_PATH_MAX: Final = 107  # sun_path less its end
 
 
 @dataclass(frozen=True, slots=True)
@@ -288,7 +290,12 @@ class User(FileLink):
         key = forward.address, forward.port
         if key in self._guest_forwards:
             raise LinkError(f"guest forward {forward}: {self._guest_forwards[key][0]} is there already")
-        relay = None if isinstance(forward.target, str) else Relay(forward.target)
+        if isinstance(forward.target, str) and len(forward.target.encode()) > _PATH_MAX:
+            raise LinkError(f"guest forward {forward}: a socket's path has at most {_PATH_MAX} bytes")
+        try:
+            relay = None if isinstance(forward.target, str) else Relay(forward.target)
+        except OSError as exc:
+            raise LinkError(f"guest forward {forward}: no socket in {tempfile.gettempdir()}: {exc.strerror}") from exc
         path = relay.path if relay is not None else str(forward.target)
         address, text = ffi.new("uint8_t[4]", forward.address.packed), ffi.new("char[]", path.encode())
         code = -lib.net_slirp_guest_forward(self._running(), address, forward.port, text)
