@@ -128,6 +128,15 @@ def vhost_blk(*args: str, store: str | None = None, size: int = 64 << 20, queues
 
 
 @contextmanager
+def vhost_net(*args: str) -> Iterator[Backend]:
+    """`vhost net`."""
+    with short_folder() as path:
+        program = str(Path(sys.executable).with_name("vhost"))
+        with running([program, "net", "--socket-path", str(path / "s"), *args], path / "s", path / "log") as backend:
+            yield backend
+
+
+@contextmanager
 def example(name: str) -> Iterator[Backend]:
     """`examples/NAME.py`."""
     with short_folder() as path:

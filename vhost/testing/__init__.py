@@ -15,6 +15,7 @@ from vhost.frontend.rings import PackedRing, SplitRing, packed_desc, split_desc
 from vhost.testing.check_blk import BLK
 from vhost.testing.check_blk import PROBE as BLK_PROBE
 from vhost.testing.check_messages import MESSAGES
+from vhost.testing.check_net import NET
 from vhost.testing.check_rings import RINGS
 from vhost.testing.check_rng import PROBE as RNG_PROBE
 from vhost.testing.check_rng import RNG
@@ -43,8 +44,8 @@ __all__ = [
     "split_desc",
 ]
 
-DEVICES = {"blk": (BLK, BLK_PROBE), "rng": (RNG, RNG_PROBE), "any": (Suite(), None)}
-"""Device types the suite knows; "any" is only about messages."""
+DEVICES = {"blk": (BLK, BLK_PROBE), "net": (NET, None), "rng": (RNG, RNG_PROBE), "any": (Suite(), None)}
+"""Device types the suite knows; "any" is only about messages. A card answers no request: it has no probe for rings."""
 
 
 def checks_for(device: str) -> tuple[Check, ...]:
