@@ -51,7 +51,7 @@ class Packet:
     tags: tuple[int, ...] = ()
     options: bytes = b""  # IPv4, a multiple of 4
     extensions: tuple[tuple[int, bytes], ...] = ()  # IPv6: type, body
-    last_hop: bytes = b""  # IPv6: where a routing header sends it in the end
+    last_hop: bytes = b""  # where a routing header or a source route sends it in the end
     tcp_options: bytes = b""
     flags: int = ACK
     seq: int = 1
@@ -148,7 +148,10 @@ def random_packet(rng: random.Random) -> Packet:
         last_hop = rng.randbytes(16)
         extensions = ((ROUTING, bytes([4, 1, 0, 0, 0, 0]) + last_hop),)
     elif not v6 and rng.random() < 0.2 and room >= 60:
-        options = b"\x01" * (4 * rng.randrange(1, 11))
+        options = b"\x01" * (4 * rng.randrange(1, 9))
+        if rng.random() < 0.5:  # loose source route
+            last_hop = rng.randbytes(4)
+            options += b"\x01\x83\x07\x04" + last_hop
     return Packet(
         v6=v6,
         protocol=protocol,

@@ -437,7 +437,8 @@ static void make_segment(struct net_finish *fin, const struct net_frame *f, cons
 	sum += fin->sum(out->head + pl->l4, head_len - pl->l4);
 	if (head_len < len) {
 		advance(&rest, head_len);
-		sum += sum_pieces(fin, rest, len - head_len, (head_len - pl->l4) & 1);
+		/* NET_HEAD and l4 are even */
+		sum += sum_pieces(fin, rest, len - head_len, false);
 	}
 	put_sum(out->head + pl->csum, net_sum_finish(sum));
 }
