@@ -82,6 +82,7 @@ def set_mem_table(state: SessionState, message: Message) -> Plan:
 
     def done(result: object) -> Message | None:
         state.regions = list(regions)
+        state.removed.clear()
         if not postcopy:
             return None
         if not isinstance(result, Sequence) or len(result) != len(regions):
@@ -105,15 +106,18 @@ def add_mem_reg(state: SessionState, message: Message) -> Plan:
     if not isinstance(region, MemRegion):
         raise Refused("an acknowledgement where none was due")
     _check_region(region)
+    postcopy = state.postcopy is Postcopy.LISTENING
+    if region in state.regions and not postcopy:
+        return Plan()  # QEMU 7.2 says everything about memory once for each pair of a card's queues
     _check_slots(state, len(state.regions) + 1)
     _check_overlap([*state.regions, region])
-    postcopy = state.postcopy is Postcopy.LISTENING
     if not len(message.fds):
         raise Refused(f"no file descriptor came with the {_text(region)}; {_NOT_SHARED}")
     action = AddRegion(Region(region, message.fds.pop()), postcopy)
 
     def done(result: object) -> Message | None:
         state.regions.append(region)
+        state.removed.clear()
         if not postcopy:
             return None
         if not isinstance(result, int):
@@ -128,10 +132,13 @@ def rem_mem_reg(state: SessionState, message: Message) -> Plan:
     """REM_MEM_REG: matched by guest address, front-end address and size; the offset is not sent by all."""
     wanted = message.payload
     assert isinstance(wanted, MemRegion)
+    key = wanted.gpa, wanted.uaddr, wanted.size
     for region in state.regions:
-        if (region.gpa, region.uaddr, region.size) == (wanted.gpa, wanted.uaddr, wanted.size):
+        if (region.gpa, region.uaddr, region.size) == key:
             break
     else:
+        if key in state.removed:
+            return Plan()  # another queue pair's copy of the message, see add_mem_reg
         raise Refused(f"{_text(wanted)} is not in the memory table")
     rest = [other for other in state.regions if other is not region]
     for ring in state.started_rings:
@@ -142,6 +149,8 @@ def rem_mem_reg(state: SessionState, message: Message) -> Plan:
 
     def done(_result: object) -> None:
         state.regions = rest
+        if state.device.num_queues > 1:
+            state.removed.append(key)
 
     return Plan([RemoveRegion(region)], done)
 

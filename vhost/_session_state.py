@@ -1,5 +1,6 @@
 """What a session remembers, and the words its message handlers speak. Tables of the states are in session.py."""
 
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, auto
@@ -200,6 +201,8 @@ class SessionState:
     features_set: bool = False
     protocol: ProtocolFeature = NO_PROTOCOL_FEATURES
     regions: list[MemRegion] = field(default_factory=list)
+    #: address in the guest, in the front-end and size of those removed since one was added
+    removed: deque[tuple[int, int, int]] = field(default_factory=lambda: deque(maxlen=64))
     status: int = 0
     postcopy: Postcopy = Postcopy.OFF
     awaiting_ack: FrontendRequest | None = None

@@ -71,6 +71,20 @@ def test_slots_have_an_end() -> None:
     assert peer.acked(F.SET_MEM_TABLE, five, fds=5) == 1
 
 
+def test_each_queue_pair_says_it_again() -> None:
+    """QEMU 7.2 has a device of its own for each pair of a network card's queues, and every one tells of all memory."""
+    peer = Peer()
+    peer.negotiate()
+    for _ in range(3):
+        assert peer.acked(F.ADD_MEM_REG, GUEST, fds=1) == 0
+    moved = MemRegion(GUEST.gpa, GUEST.size, GUEST.uaddr + 0x1000, 0)
+    assert peer.acked(F.ADD_MEM_REG, moved, fds=1) == 1
+    for _ in range(3):
+        assert peer.acked(F.REM_MEM_REG, GUEST) == 0
+    assert peer.acked(F.ADD_MEM_REG, GUEST, fds=1) == 0
+    assert peer.acked(F.REM_MEM_REG, moved) == 1
+
+
 def test_509_regions() -> None:
     peer = ready()
     for i in range(1, 509):
