@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import json
 import os
 import re
 import shutil
@@ -12,7 +13,7 @@ import subprocess
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import trio
 
@@ -72,7 +73,7 @@ async def vhost_net(
         return
     command = namespace.command(vhost_program(), "net", "--socket-path", socket, *args)
     async with started(name, command, folder / f"{name}.log", env={"PYTHONUNBUFFERED": "1"}) as proc:
-        await until(lambda: listening(socket), proc, f"listening on {socket.name}")
+        await until(lambda: listening(socket, proc.pid), proc, f"listening on {socket.name}")
         yield Backend(proc, socket)
         if clean:
             status = await proc.terminate()
@@ -202,20 +203,39 @@ class Datagrams:
 
 
 async def address(guest: Guest, *addresses: str, mtu: int = 1500, device: str = "eth0") -> None:
-    """Give ``device`` its addresses (with prefix length) and bring it up."""
+    """Give ``device`` its addresses (with prefix length) and bring it up, until it has a carrier."""
     adds = "\n".join(f"ip addr add {each} dev {device}" for each in addresses)
-    await guest.run(f"set -e\nip link set {device} mtu {mtu} up\n{adds}")
+    wait = f"for i in $(seq 100); do grep -q 1 /sys/class/net/{device}/carrier && exit 0; sleep 0.05; done; exit 9"
+    await guest.run(f"set -e\nip link set {device} mtu {mtu}\nip link set {device} up\n{adds}\n{wait}")
+
+
+async def dhcp(guest: Guest, device: str = "eth0") -> str:
+    """Ask for an address and take it; which."""
+    await guest.run(f"ip link set {device} up; udhcpc -i {device} -q -n -f -t 10 -T 1 2>&1", timeout=30)
+    said = await guest.output(f"ip -4 addr show dev {device}")
+    found = re.search(r"inet ([0-9.]+)/", said)
+    assert found, said
+    return found[1]
+
+
+async def advertised_ipv6(guest: Guest, device: str = "eth0") -> str:
+    """The address that the card made for itself from a router's advertisement, once it may be used."""
+    return await _ipv6(guest, device, r"inet6 (\S+)/.*\bdynamic\b")
 
 
 async def link_local(guest: Guest, device: str = "eth0") -> str:
     """The card's IPv6 link-local address, once it may be used."""
-    for _ in range(50):
-        said = await guest.output(f"ip -6 addr show dev {device} scope link")
-        found = re.search(r"inet6 (fe80:\S+)/", said)
+    return await _ipv6(guest, device, r"inet6 (fe80:\S+)/")
+
+
+async def _ipv6(guest: Guest, device: str, pattern: str) -> str:
+    for _ in range(100):
+        said = await guest.output(f"ip -6 addr show dev {device}")
+        found = re.search(pattern, said)
         if found and "tentative" not in said:
             return found[1]
         await trio.sleep(0.1)
-    raise GuestError(f"{device} has no link-local address:\n{said}")
+    raise GuestError(f"{device} has no address like '{pattern}':\n{said}")
 
 
 async def ping(guest: Guest, host: str, *, size: int = 56, count: int = 3) -> None:
@@ -255,6 +275,15 @@ async def offloads(guest: Guest, on: bool, device: str = "eth0") -> None:
     """Checksums, segmentation and joining by the card, all on or all off."""
     word = "on" if on else "off"
     await guest.run(f"ethtool -K {device} tx {word} sg {word} tso {word} gso {word} gro {word} 2>&1")
+
+
+async def iperf3(guest: Guest, host: str, *words: str, seconds: float = 1) -> dict[str, Any]:
+    """iperf3 in the guest against a server at ``host``; the ``end`` of its report. Its data is not looked at."""
+    said = await guest.output(f"iperf3 -J -c {host} -t {seconds} {' '.join(words)}", timeout=60)
+    report: dict[str, Any] = json.loads(said)
+    assert "error" not in report, report["error"]
+    end: dict[str, Any] = report["end"]
+    return end
 
 
 class Stream:

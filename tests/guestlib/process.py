@@ -114,10 +114,10 @@ async def started(
             await process.wait()
 
 
-def listening(path: Path) -> bool:
-    """Whether somebody listens on the AF_UNIX socket ``path``, found out without connecting to it."""
+def listening(path: Path, pid: int | str = "self") -> bool:
+    """Whether somebody in the network namespace of ``pid`` listens on the AF_UNIX socket ``path``; it is not used."""
     # the kernel cuts nothing here, and SO_ACCEPTCON is the only bit that is ever set
-    for line in Path("/proc/net/unix").read_text().splitlines():
+    for line in Path(f"/proc/{pid}/net/unix").read_text().splitlines():
         fields = line.split()
         if len(fields) == 8 and fields[7] == str(path) and int(fields[3], 16) & 0x10000:
             return True
