@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from bench import net_peers
 from bench.cost import MANY
 from bench.peers import SPDK, STORAGE_DAEMON, ours_name
 from bench.rounds import Cell, spread
@@ -46,6 +47,7 @@ class Bar:
 
 POLLING = (ours_name(polling=True), ours_name(packed=True, polling=True))
 DEFAULT = (ours_name(), ours_name(packed=True))
+NET = (net_peers.ours_name(), net_peers.ours_name(packed=True))
 
 BARS = (
     Bar("null", POLLING, STORAGE_DAEMON, 8, "polling", (1,)),
@@ -68,6 +70,13 @@ BARS = (
     Bar("idle", DEFAULT, "", 0.1, figure="backend_cpu_percent", most=True),
     Bar("rate", DEFAULT[:1], POLLING[0], 0.5, figure="backend_cpu_percent", most=True),
     Bar("rate", DEFAULT[:1], POLLING[0], 1.2, figure="latency.p50_us", most=True),
+    *(
+        Bar(section, NET, f"{net_peers.TESTPMD} net_vhost, {{layout}}", limit, figure="packets_per_second")
+        for section, limit in (
+            ("net-tx", 1), ("net-rx", 1), ("net-echo", 1), ("net-foreign", 1), ("net-switch", 1.5)
+        )
+    ),
+    Bar("net-rate", (net_peers.ours_name(polling=False),), NET[0], 1.1, figure="latency.p50_us", most=True),
     Bar("python", ("examples/echo.py",), "", 200_000),
 )
 
@@ -115,4 +124,5 @@ FIGURES = {
     "backend_cpu_percent": "CPU %",
     "latency.p50_us": "p50",
     "per_cpu_second": "req/CPU s",
+    "packets_per_second": "packets/s",
 }

@@ -18,6 +18,8 @@ from vhost.bench import Run, append_csv
 #: figure, its column, how it is written, what it is divided by
 COLUMNS = (
     ("iops", "k req/s", "{:,.0f}", 1e3),
+    ("packets_per_second", "Mpps", "{:,.2f}", 1e6),
+    ("bits_per_second", "Gbit/s", "{:,.1f}", 1e9),
     ("latency.p50_us", "p50 µs", "{:,.2f}", 1),
     ("backend_cpu_us", "CPU µs", "{:.3f}", 1),
     ("backend_cpu_percent", "CPU %", "{:.0f}", 1),
@@ -117,8 +119,8 @@ def _kept(cell: Cell) -> dict[str, Any]:
 
 def as_json(cells: Iterable[Cell], where: dict[str, Any], rounds: int) -> dict[str, Any]:
     """All of it: the machine, every option, every run."""
-    kept = [{**_kept(cell), "results": cell.results} for cell in cells]
-    return {"machine": where, "device": "blk", "rounds": rounds, "cells": kept}
+    kept = [{"device": cell.device, **_kept(cell), "results": cell.results} for cell in cells]
+    return {"machine": where, "rounds": rounds, "cells": kept}
 
 
 def runs_of(cells: Iterable[Cell], where: dict[str, Any]) -> Iterator[Run]:
@@ -126,8 +128,8 @@ def runs_of(cells: Iterable[Cell], where: dict[str, Any]) -> Iterator[Run]:
     for cell in cells:
         for name, results in cell.results.items():
             for figures in results:
-                run = Run.of_result("blk", name, figures, where)
-                yield Run("blk", name, {**_kept(cell), **run.options}, run.values, run.machine)
+                run = Run.of_result(cell.device, name, figures, where)
+                yield Run(cell.device, name, {**_kept(cell), **run.options}, run.values, run.machine)
 
 
 def write(

@@ -24,6 +24,7 @@ class Cell:
         base: name of the one that the others are compared with.
         together: front-end and back-end on one processor.
         figure: what is compared.
+        device: type of the load, as results name it.
     """
 
     section: str
@@ -33,6 +34,7 @@ class Cell:
     base: str = ""
     together: bool = False
     figure: str = "iops"
+    device: str = "blk"
     results: dict[str, list[Figures]] = field(default_factory=dict)
 
     @property

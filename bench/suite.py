@@ -14,7 +14,7 @@ import click
 from rich.console import Console
 from rich.progress import Progress
 
-from bench import cost, duty, echo, report, rounds, stores
+from bench import cost, duty, echo, net_suite, report, rounds, stores
 from bench.plan import Plan
 from bench.rounds import Cell
 from bench.stage import Stage
@@ -26,6 +26,7 @@ OPENED = {
     "idle": duty.opened,
     "rate": duty.opened,
     "python": echo.opened,
+    **dict.fromkeys(net_suite.SECTIONS, net_suite.opened),
 }
 DEPTHS = (1, 32, 128)
 LEGEND = """Medians of the rounds, with least and most; ratios are of neighbouring runs. polling: front-end and back-end
@@ -59,7 +60,9 @@ def main(
     sections: tuple[str, ...], times: int, runtime: float, quick: bool, depths: tuple[int, ...],
     wanted: tuple[str, ...], json_path: Path | None, csv_path: Path | None,
 ) -> None:  # fmt: skip
-    """Measure our disk beside its peers, all SECTIONs or some: null, memory, file, tmpfs, cost, idle, rate, python."""
+    """Measure ours beside its peers, all SECTIONs or some: null, memory, file, tmpfs, cost, idle, rate,
+    python; net-tx, net-rx, net-echo, net-switch, net-foreign, net-rate.
+    """
     console = Console()
     console.width = max(console.width, 150)  # a log is wide enough
     if quick:
