@@ -20,7 +20,10 @@ from cffi import FFI
 ROOT = Path(__file__).parent
 os.chdir(ROOT)  # sources are relative: setuptools refuses absolute paths
 
-CFLAGS = ["-std=gnu11", "-O2", "-g", "-Wall", "-Wextra", "-Wshadow", "-Wconversion", "-Wvla", "-Wstrict-prototypes"]
+CFLAGS = [
+    "-std=gnu11", "-O2", "-g", "-fvisibility=hidden",
+    "-Wall", "-Wextra", "-Wshadow", "-Wconversion", "-Wvla", "-Wstrict-prototypes",
+]
 #: cffi's generated glue is not ours to clean up
 GLUE = ["-Wno-unused-parameter", "-Wno-sign-conversion", "-Wno-conversion", "-Wno-missing-field-initializers"]
 

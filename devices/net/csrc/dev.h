@@ -66,6 +66,7 @@ enum {
 
 	NET_STASH = 512,	/* receive buffers popped at once, two full pops */
 	NET_MERGE_MAX = 256,	/* buffers one frame may take */
+	NET_AHEAD = 3,			/* frames that are fetched ahead of the one being copied */
 	NET_REST = 16,		/* polls that a feeder leaves out after it emptied the ring: a driver refills in batches */
 };
 
@@ -137,6 +138,23 @@ struct net_wire {
 
 _Static_assert(sizeof(struct net_hdr) == NET_HDR_LEGACY && sizeof(struct net_wire) == NET_HDR_HASH,
 	       "headers are as VIRTIO 1.3, 5.1.6 has them");
+
+/* A frame's first bytes, NET_ETH to NET_HEAD of them: a call would cost more than the copy. */
+static inline void net_copy_head(SHM void *to, const SHM void *from, uint32_t len)
+{
+	uint8_t *t = to;
+	const uint8_t *f = from;
+	uint32_t at;
+
+	if (net_unlikely(len < 16)) {
+		memcpy(t, f, len);
+	} else {
+		for (at = 0; at + 16 <= len; at += 16)
+			__builtin_memcpy(t + at, f + at, 16);
+		__builtin_memcpy(t + len - 16, f + len - 16, 16);
+	}
+	__asm__ __volatile__("" : : "r"(t) : "memory");	/* once: see shm_copy_in() */
+}
 
 static inline struct net_dev *net_dev_of(struct net_port *port)
 {
