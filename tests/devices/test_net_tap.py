@@ -17,7 +17,26 @@ from collections.abc import AsyncIterator, Iterator
 import pytest
 import trio
 from netrig import BASE, NEEDS_CSUM, TCPV4, UDP_L4, Header, guest, serving
-from packets import ACK, ICMP, PSH, RST, SYN, TCP, UDP, Node, Packet, checksum, echo, ip, pseudo, tcp, udp
+from packets import (
+    ACK,
+    ICMP,
+    IPV4,
+    PSH,
+    RST,
+    SYN,
+    TCP,
+    UDP,
+    Node,
+    Packet,
+    checksum,
+    echo,
+    ethernet,
+    ip,
+    packet,
+    pseudo,
+    tcp,
+    udp,
+)
 
 import vhost
 from devices.net import LinkError, Net, NetFeature
@@ -150,6 +169,20 @@ async def test_many() -> None:
             node.send(mac, HOST, ICMP, echo(number, bytes(number)))
             p = await node.wait(lambda p: p.protocol == ICMP)
             assert p.payload == echo(number, bytes(number), reply=True)
+
+
+@pytest.mark.parametrize("features", [BASE, BASE | OFFLOADS], ids=["plain", "offloads"])
+async def test_in_many_pieces(features: int) -> None:
+    """More pieces than are written in one call, and buffers of odd pieces, header included."""
+    async with plugged(Tap.open("t0"), features, buffers=0) as node:
+        node.guest.offer(4, [3, 5, 7, 11, *[13] * 20, 2000])
+        mac = await node.resolve(HOST)
+        whole = ethernet(mac, node.mac, IPV4, packet(GUEST, HOST, ICMP, echo(1, bytes(range(256)) * 4)))
+        for cut in ((12, 14, *[17] * 58), (1, 2, 3), (12, *[1] * 20)):
+            node.guest.offer(2, [5, 2, 9, 1, *[31] * 30, 1000])
+            node.push(whole, cut=cut, indirect=True)
+            p = await node.wait(lambda p: p.protocol == ICMP)
+            assert p.payload == echo(1, bytes(range(256)) * 4, reply=True)
 
 
 async def test_link_down() -> None:

@@ -3,6 +3,7 @@
  * fdlink.c - frames to and from files: taps and packet sockets.
  */
 #include <errno.h>
+#include <poll.h>
 #include <stdlib.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
@@ -32,6 +33,7 @@ struct fd_queue {
 	uint32_t skip;		/* polls to leave out */
 	bool socket;		/* not a tap */
 	bool running;
+	bool empty;		/* when it was read last */
 	bool starved;		/* the guest has no buffers; feed() is waited for */
 	int error;		/* __atomic, relaxed */
 	struct net_finish *fin;
@@ -436,6 +438,13 @@ static int pump(struct fd_queue *q, int budget)
 
 /* --- the source and the feeder ---------------------------------------------------------------------------------- */
 
+static bool readable(int fd)
+{
+	struct pollfd p = { .fd = fd, .events = POLLIN };
+
+	return poll(&p, 1, 0) != 0;
+}
+
 static int fd_poll(struct ring_source *source, int budget)
 {
 	struct fd_queue *q = (struct fd_queue *)(void *)source;
@@ -447,7 +456,9 @@ static int fd_poll(struct ring_source *source, int budget)
 		q->skip--;
 		return 0;
 	}
-	n = pump(q, budget);
+	/* buffers that are taken and given back for nothing cost more than asking */
+	n = q->empty && !readable(q->fd) ? 0 : pump(q, budget);
+	q->empty = n < budget;
 	if (!n)
 		q->skip = IDLE_SKIP;
 	return n;
