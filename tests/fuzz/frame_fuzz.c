@@ -14,13 +14,18 @@
 #include <string.h>
 
 #include "devices/net/csrc/dev.h"
+#include "devices/net/csrc/vlan.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
 enum {
 	MAX_PIECES = 32,
 	SEGMENTS_MAX = 2048,	/* as offload.c has it */
-	CHANGES = 1,		/* input.flags: the guest writes to its pages while we work */
+
+	/* input.flags */
+	CHANGES = 1,		/* the guest writes to its pages while we work */
+	TAG = 2,		/* a switch has the frame tagged, or without its tag */
+	UNTAG = 4,
 };
 
 struct input {
@@ -186,6 +191,40 @@ static void check_segment_sum(const uint8_t *p, uint32_t len)
 		fail("a segment's checksum is wrong");
 }
 
+/* A tag comes or goes, and nothing else. False: dropped. */
+static bool tag(bool on)
+{
+	static struct vlan_frames made;
+	bool tagged = vlan_is_tagged(&s.f);
+	const struct net_frame *out;
+	uint32_t len = s.f.len, behind;
+	uint8_t *now;
+	int why;
+
+	if (tagged && s.f.head_len < NET_ETH + VLAN_TAG)
+		return true;	/* switch.c lets none of these in */
+	vlan_begin(&made);
+	why = vlan_frame(&made, &s.f, tagged ? VLAN_TAGGED | 9 : 9, on, &out);
+	if (why != VLAN_FRAME_DONE) {
+		if (why < 0)
+			fail("no room for one frame");
+		return false;
+	}
+	if (out == &s.f)
+		return true;
+	s.f = *out;
+	now = whole(&s.f);
+	if (s.f.len != (on ? len + VLAN_TAG : len - VLAN_TAG))
+		fail("more than a tag came or went");
+	behind = len - VLAN_AT - (on ? 0 : VLAN_TAG);
+	if (memcmp(now, s.frame, VLAN_AT) != 0 ||
+	    memcmp(now + s.f.len - behind, s.frame + len - behind, behind) != 0)
+		fail("a tag changed what it is put into");
+	free(s.frame);
+	s.frame = now;
+	return true;
+}
+
 /* --- what is made -------------------------------------------------------------------------------------------------- */
 
 static void see_segment(const struct net_frame *f, const uint8_t *p, bool changes)
@@ -245,6 +284,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	static struct net_finish *fin;
 	static struct net_dev dev;
 	uint32_t why = NET_DROP_NONE;
+	bool there = true;
 
 	fin = fin ? fin : net_finish_new();
 	if (!fin)
@@ -260,10 +300,16 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	} else {
 		s.frame = whole(&s.f);
 		check_hdr(&s.f, s.in.allowed);
+		if (s.in.flags & (TAG | UNTAG))
+			there = tag(s.in.flags & TAG);
+		check_hdr(&s.f, s.in.allowed);
 		if (s.in.flags & CHANGES)
 			guest_writes();
-		why = net_finish(fin, &s.f, s.in.takes, see, NULL);
-		if (why ? s.made != 0 || why != NET_DROP_HEADER : s.made == 0)
+		if (there)
+			why = net_finish(fin, &s.f, s.in.takes, see, NULL);
+		if (!there)
+			s.made = 0;
+		else if (why ? s.made != 0 || why != NET_DROP_HEADER : s.made == 0)
 			fail("a drop that made frames, or none for no reason");
 		if (s.headers && s.at != s.f.len - s.headers)
 			fail("payload is missing");

@@ -17,7 +17,7 @@ NEEDS_CSUM = 1
 TCPV4, TCPV6, UDP_L4, WITH_ECN = 1, 4, 5, 0x80
 TCP, UDP, HOP, ROUTING = 6, 17, 0, 43
 HEADERS = (10, 12, 20)
-CHANGES = 1
+CHANGES, TAG, UNTAG = 1, 2, 4
 
 
 def header(flags: int = 0, kind: int = 0, hdr_len: int = 0, size: int = 0, start: int = 0, offset: int = 0) -> bytes:
@@ -105,6 +105,9 @@ def seeds() -> dict[str, bytes]:
         out[f"{name}-pieces"] = seed(hdr, whole, cuts=(12, 14, 20, 31, 70, 1, 299, 0, 50))
         out[f"{name}-taken"] = seed(hdr, whole, takes=ALL)
         out[f"{name}-checksum-taken"] = seed(hdr, whole, takes=CSUM, cuts=(100, 200))
+        out[f"{name}-tagged"] = seed(hdr, whole, flags=TAG, cuts=(12,) if "6" in name else ())
+        if name != "tcp6-ext":  # of two tags, one does not go
+            out[f"{name}-untagged"] = seed(hdr, whole, flags=UNTAG, takes=CSUM, cuts=(12,))
         out[f"{name}-changes"] = seed(hdr, whole, flags=CHANGES, cuts=(500,))
     hdr, whole = large("tcp4", 1448, payload=1000)
     # lengths left to the device, and a frame as long as they get
