@@ -302,6 +302,8 @@ class Stream:
     async def moved(self) -> int:
         """Bytes that came back so far."""
         said = await self.guest.output(f"tail -n 1 {self._log}")
+        if not said:
+            return 0  # not even connected
         if not said.startswith("moved "):
             raise GuestError(f"the stream ended: {await self.guest.output(f'tail -n 5 {self._log}')}")
         return int(said.split()[1])
