@@ -40,6 +40,7 @@ from packets import (
 
 import vhost
 from devices.net import LinkError, Net, NetFeature
+from devices.net.links.switch import Switch
 from devices.net.links.tap import Tap
 from vhost.constants import FrontendRequest
 
@@ -200,6 +201,46 @@ async def test_link_down() -> None:
             await ping(node, 2)
 
 
+@pytest.mark.parametrize("queues", [1, 2])
+async def test_a_port_of_a_switch(queues: int) -> None:
+    """Guests of a switch reach the host by its tap, which takes and gives segments whole."""
+    link = Tap.open("t0", queues=queues)
+    addressed("t0")
+    features = BASE | OFFLOADS | int(NetFeature.GUEST_TSO4)
+    async with Switch("lan") as switch:
+        switch.add_uplink(link)
+        async with (
+            serving(Net(switch), Net(switch)) as paths,
+            guest(paths[0], features=features) as first,
+            guest(paths[1], features=BASE) as second,
+        ):
+            nodes = [Node(first, GUEST), Node(second, ip("10.1.0.3"), b"\x52\x54\0\0\0\2")]
+            for node in nodes:
+                await ping(node, 1, 1000)
+            for node, large in zip(nodes, (True, False), strict=True):
+                got = await _from_kernel(node, 20000)
+                assert any(len(p.frame) > 1514 for p in got) == large
+
+
+async def test_captured(tmp_path) -> None:
+    """Frames that are not read straight into the guest's buffers any more, and are again."""
+    async with Tap.open("t0") as link:
+        addressed("t0")
+        card = Net(link)
+        async with serving(card) as [path], guest(path, features=BASE | OFFLOADS) as g:
+            node = Node(g, GUEST)
+            await ping(node, 1, 1000)
+            card.capture.start(str(tmp_path / "c.pcapng"))
+            await ping(node, 2, 1000)
+            await card.capture.stop()
+            await ping(node, 3, 1000)
+    data = (tmp_path / "c.pcapng").read_bytes()
+    assert echo(1, bytes(1000)) not in data
+    assert echo(2, bytes(1000)) in data
+    assert echo(2, bytes(1000), reply=True) in data
+    assert echo(3, bytes(1000)) not in data
+
+
 # --- offloads ---------------------------------------------------------------------------------------------------------
 
 
@@ -212,7 +253,7 @@ async def _from_kernel(node: Node, length: int) -> list[Packet]:
         mac = await node.resolve(HOST)
 
         def send(flags: int, seq: int, ack: int, options: bytes = b"") -> None:
-            node.send(mac, HOST, TCP, tcp(GUEST, HOST, 999, port, seq, ack, flags, options=options))
+            node.send(mac, HOST, TCP, tcp(node.address, HOST, 999, port, seq, ack, flags, options=options))
 
         send(SYN, 100, 0, b"\x02\x04\x05\xb4")
         p = await node.wait(lambda p: p.protocol == TCP and p.flags & (SYN | ACK) == SYN | ACK)

@@ -42,6 +42,7 @@ pytest.importorskip("devices.net._slirp", reason="built without libslirp")
 
 from devices.net import LinkError, Net, NetFeature
 from devices.net.links.forwards import Forward, GuestForward
+from devices.net.links.switch import Switch
 from devices.net.links.user import User, UserConfig
 from devices.net.options import TYPE
 from vhost.plugin import ConfigError
@@ -176,6 +177,33 @@ async def test_garbage_is_harmless() -> None:
             )
             if i % 50 == 49:
                 await node.resolve(GATEWAY)
+
+
+async def test_shared_by_a_switch() -> None:
+    """Two guests behind one NAT, and a forward to one of them that came while they ran."""
+    link = User()
+    async with Switch("lan") as switch:
+        switch.add_uplink(link, name="nat")
+        async with (
+            serving(Net(switch), Net(switch)) as paths,
+            guest(paths[0]) as first,
+            guest(paths[1]) as second,
+        ):
+            nodes = [Node(first, GUEST), Node(second, ip("10.0.2.16"), b"\x52\x54\0\0\0\2")]
+            for node in nodes:
+                mac = await node.resolve(GATEWAY)
+                node.send(mac, GATEWAY, ICMP, echo(3))
+                p = await node.wait(lambda p: p.protocol == ICMP)
+                assert p.frame[:6] == node.mac
+            port = free_port(socket.SOCK_DGRAM)
+            link.add_forward(f"udp:127.0.0.1:{port}-10.0.2.16:53")
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+                client.sendto(b"question", ("127.0.0.1", port))
+                p = await nodes[1].wait(lambda p: p.protocol == UDP and p.dport == 53)
+                assert p.data == b"question"
+            await nodes[0].quiet(lambda p: p.protocol == UDP)
+    with pytest.raises(RuntimeError, match="is closed"):
+        link.stats  # noqa: B018 - the switch has closed it
 
 
 # --- from the guest to the world ------------------------------------------------------------------------------------
