@@ -71,7 +71,9 @@ def memory_words() -> list[str]:
     """Where dpdk-testpmd's memory comes from: huge pages where as many are free."""
     free = re.search(r"HugePages_Free: +(\d+)", Path("/proc/meminfo").read_text())
     huge = free is not None and int(free[1]) * 2 >= _HUGE_MIB
-    return ["--in-memory", "--no-telemetry", "-m", str(_HUGE_MIB), *([] if huge else ["--no-huge"])]
+    # one file: a back-end takes few regions
+    kind = ["--in-memory", "--single-file-segments"] if huge else ["--no-huge"]
+    return ["--no-telemetry", "-m", str(_HUGE_MIB), *kind]
 
 
 def dpdk(forward: str, *, packed: bool = False, ports: int = 1, frame: int = 64) -> Peer | None:

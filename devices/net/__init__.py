@@ -9,6 +9,18 @@
 from devices.net.config import NetFeature
 from devices.net.device import Net
 from devices.net.links import EchoLink, LinkError, NetLink, NullLink, SourceLink
+from devices.net.links.switch import Rules, Switch
 from devices.net.stats import NetStats
 
-__all__ = ["EchoLink", "LinkError", "Net", "NetFeature", "NetLink", "NetStats", "NullLink", "SourceLink"]
+__all__ = [
+    "EchoLink",
+    "LinkError",
+    "Net",
+    "NetFeature",
+    "NetLink",
+    "NetStats",
+    "NullLink",
+    "Rules",
+    "SourceLink",
+    "Switch",
+]

@@ -39,6 +39,14 @@ class _Lib:
     NET_FD_HEADER: Final[int]
     NET_FRAME_BYTES_MAX: Final[int]
     NET_PAIRS_MAX: Final[int]
+    NET_SWITCH_ENTRIES_MAX: Final[int]
+    NET_SWITCH_ISOLATED: Final[int]
+    NET_SWITCH_LEARNT: Final[int]
+    NET_SWITCH_PIN: Final[int]
+    NET_SWITCH_PINNED: Final[int]
+    NET_SWITCH_PORTS: Final[int]
+    NET_SWITCH_TRUNK: Final[int]
+    NET_SWITCH_VLAN_MAX: Final[int]
     NET_TAKES_CSUM: Final[int]
     NET_TAKES_ECN: Final[int]
     NET_TAKES_TSO4: Final[int]
@@ -144,6 +152,28 @@ class _Lib:
         """int(*)(struct net_port *, struct net_dev *, uint32_t)"""
     def net_source_stop(self, _0: CData, _1: CData, _2: int, /) -> None:
         """void(*)(struct net_port *, struct net_dev *, uint32_t)"""
+    def net_switch_flush(self, _0: CData, _1: CData, /) -> None:
+        """void(*)(struct net_switch *, struct net_port *)"""
+    def net_switch_free(self, _0: CData, /) -> None:
+        """void(*)(struct net_switch *)"""
+    def net_switch_new(self, _0: int, _1: int, /) -> CData:
+        """struct net_switch *(*)(uint32_t, uint64_t)"""
+    def net_switch_port_learnt(self, _0: CData, /) -> int:
+        """uint32_t(*)(struct net_port *)"""
+    def net_switch_port_new(self, _0: CData, _1: CData, _2: CData, /) -> CData:
+        """struct net_port *(*)(struct net_switch *, struct net_switch_config *, int *)"""
+    def net_switch_port_number(self, _0: CData, /) -> int:
+        """uint32_t(*)(struct net_port *)"""
+    def net_switch_port_set(self, _0: CData, _1: CData, /) -> int:
+        """int(*)(struct net_port *, struct net_switch_config *)"""
+    def net_switch_set_ageing(self, _0: CData, _1: int, /) -> None:
+        """void(*)(struct net_switch *, uint32_t)"""
+    def net_switch_skip(self, _0: CData, _1: int, /) -> None:
+        """void(*)(struct net_switch *, uint32_t)"""
+    def net_switch_stats(self, _0: CData, _1: CData, /) -> None:
+        """void(*)(struct net_switch *, struct net_switch_stats *)"""
+    def net_switch_table(self, _0: CData, _1: CData, _2: int, /) -> int:
+        """uint32_t(*)(struct net_switch *, struct net_switch_entry *, uint32_t)"""
     def net_tap_set_offload(self, _0: int, _1: int, /) -> int:
         """int(*)(int, uint32_t)"""
     def net_tap_takes(self, _0: int, /) -> int:

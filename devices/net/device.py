@@ -127,7 +127,8 @@ class Net(Device):
         self._port = lib.net_dev_port(self.ptr)
         lib.net_dev_set_shared(self.ptr, link.shared)
         self.reset()
-        lib.net_port_connect(self._port, peer)
+        with link.parked():
+            lib.net_port_connect(self._port, peer)
         #: what passes to and from the guest, into files
         self.capture = PortCapture(self._port, self._workers, link.description)
 
@@ -142,8 +143,9 @@ class Net(Device):
             raise RuntimeError("a card is closed after its queues have stopped")
         self.capture.close()
         peer = self.link.port_for(self)
-        lib.net_port_connect(self._port, ffi.NULL)
-        lib.net_port_connect(ffi.NULL, peer)
+        with self.link.parked():
+            lib.net_port_connect(self._port, ffi.NULL)
+            lib.net_port_connect(ffi.NULL, peer)
         self.link.release(self)
         lib.net_port_free(self._port)
         self._port = self.ptr = None

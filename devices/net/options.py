@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from devices.net._net import lib
 from devices.net.capture import CaptureError
 from devices.net.device import Net
 from devices.net.links.base import LinkError, NetLink
 from devices.net.links.echo import EchoLink, NullLink, SourceLink
 from vhost.device import Device
 from vhost.plugin import ConfigError, DeviceType, Option
+
+if TYPE_CHECKING:
+    from devices.net.links.files import FileLink
+    from devices.net.links.switch import Rules
 
 __all__ = ["OPTIONS", "TYPE", "open_net"]
 
@@ -20,6 +25,7 @@ OPTIONS = (
     Option("tap", "text", "a tap of the host, made if it does not exist", metavar="NAME"),
     Option("tap-fd", "texts", "an open tap that was passed; one descriptor for each queue", metavar="FDNUM"),
     Option("user", "flag", "user-mode NAT: needs no privilege", False),
+    Option("switch", "text", "a switch that cards of this process share by its name", metavar="NAME"),
     Option("echo", "flag", "give every frame back", False),
     Option("null", "flag", "swallow every frame", False),
     Option("source", "size", "send frames of so many bytes as fast as the guest takes them", metavar="BYTES"),
@@ -49,6 +55,20 @@ OPTIONS = (
     Option("hostname", "text", "the guest's name, told by DHCP", metavar="NAME"),
     Option("domainname", "text", "the guest's domain, told by DHCP", metavar="DOMAIN"),
     Option("search", "texts", "a domain to search, told by DHCP", metavar="DOMAIN"),
+    # a switch, and the card's port of it
+    Option("port-name", "text", "the port's name; default: its number", metavar="NAME"),
+    Option("uplink", "texts", "the switch's way out: user or tap:NAME, with ,vlan=5 ,trunk=5+7-9", metavar="LINK"),
+    Option("vlan", "int", "the port's VLAN; of a trunk: the one without tag", minimum=1, maximum=4094),
+    Option("trunk", "text", "VLANs that pass with tags: 5,7,100-199 or all", metavar="VLANS"),
+    Option("isolated", "flag", "the guest reaches only ports that are not isolated", False),
+    Option("pin-mac", "text", "the one address the guest may send from, and nobody else", metavar="MAC"),
+    Option("learn", "int", "addresses that may be learnt on the port", 1024, minimum=0, maximum=1048576),
+    Option("send-pps", "rate", "frames per second the guest may send; 0: no limit", 0, metavar="RATE"),
+    Option("send-bps", "rate", "bytes per second the guest may send; 0: no limit", 0, metavar="RATE"),
+    Option("receive-pps", "rate", "frames per second the guest is given; 0: no limit", 0, metavar="RATE"),
+    Option("receive-bps", "rate", "bytes per second the guest is given; 0: no limit", 0, metavar="RATE"),
+    Option("flood-pps", "rate", "frames per second the guest may send to everyone; 0: no limit", 0, metavar="RATE"),
+    Option("burst-ms", "int", "milliseconds' worth of the limits that pass at once", 10, minimum=1, maximum=1000),
     # capture
     Option("pcap", "path", "capture what passes, as pcapng", metavar="FILE"),
     Option("pcap-snaplen", "size", "bytes kept of each frame; 0: all", 0, metavar="BYTES"),
@@ -72,6 +92,17 @@ _ONLY = {
     "hostname": ("user",),
     "domainname": ("user",),
     "search": ("user",),
+    "port_name": ("switch",),
+    "uplink": ("switch",),
+    "vlan": ("switch",),
+    "trunk": ("switch",),
+    "isolated": ("switch",),
+    "pin_mac": ("switch",),
+    "send_pps": ("switch",),
+    "send_bps": ("switch",),
+    "receive_pps": ("switch",),
+    "receive_bps": ("switch",),
+    "flood_pps": ("switch",),
 }
 
 
@@ -122,7 +153,64 @@ def _user(values: Mapping[str, Any]) -> NetLink:
     return User(config, forwards=values["forward"] or (), guest_forwards=values["guest_forward"] or ())
 
 
-def _open_link(values: Mapping[str, Any]) -> NetLink:
+def _uplink(text: str) -> tuple[FileLink, Rules]:
+    """The link and the rules of ``tap:NAME,trunk=5+7-9``."""
+    from devices.net.links.switch import Rules, parse_vlans
+
+    spec, *rules = text.split(",")
+    given: dict[str, Any] = {"learn": lib.NET_SWITCH_ENTRIES_MAX}
+    for rule in rules:
+        key, _, value = rule.partition("=")
+        if key == "vlan" and value.isdecimal():
+            given["vlan"] = int(value)
+        elif key == "trunk":
+            given["trunk"] = parse_vlans(value)
+        else:
+            raise ConfigError(f"uplink {text!r}: {rule!r} is neither vlan=5 nor trunk=5+7-9")
+    checked = Rules(**given)
+    kind, _, name = spec.partition(":")
+    if kind == "tap" and name:
+        from devices.net.links.tap import Tap
+
+        return Tap.open(name), checked
+    if spec == "user":
+        try:
+            from devices.net.links.user import User
+        except ImportError as exc:
+            raise ConfigError(f"uplink user: {exc}") from exc
+        return User(), checked
+    raise ConfigError(f"uplink {text!r} is neither user nor tap:NAME")
+
+
+async def _switch(values: Mapping[str, Any]) -> NetLink:
+    from devices.net.links.switch import Rules, Switch, parse_vlans
+
+    limits = ("send_pps", "send_bps", "receive_pps", "receive_bps", "flood_pps", "burst_ms")
+    rules = Rules(
+        vlan=values["vlan"],
+        trunk=parse_vlans(values["trunk"]) if values["trunk"] else (),
+        isolated=values["isolated"],
+        pin_mac=values["pin_mac"],
+        learn=values["learn"],
+        **{name: values[name] for name in limits},
+    )
+    port = Switch.named(values["switch"], rules, port_name=values["port_name"])
+    try:
+        for text in values["uplink"] or ():
+            if all(other.name != text for other in port.switch.ports):  # the first card that names it has it made
+                link, of_link = _uplink(text)
+                try:
+                    port.switch.add_uplink(link, of_link, name=text)
+                except BaseException:
+                    await link.aclose()
+                    raise
+    except BaseException:
+        await port.aclose()
+        raise
+    return port
+
+
+async def _open_link(values: Mapping[str, Any]) -> NetLink:
     """The one link that `values` name."""
     chosen = [key for key in _LINKS if values.get(key)]
     if len(chosen) != 1:
@@ -137,6 +225,8 @@ def _open_link(values: Mapping[str, Any]) -> NetLink:
             return _tap(values)
         case "user":
             return _user(values)
+        case "switch":
+            return await _switch(values)
         case "echo":
             return EchoLink()
         case "null":
@@ -176,8 +266,8 @@ async def open_net(values: Mapping[str, Any]) -> AsyncIterator[Device]:
         ConfigError: the user can mend it.
     """
     try:
-        link = _open_link(values)
-    except LinkError as exc:
+        link = await _open_link(values)
+    except (LinkError, ValueError) as exc:
         raise ConfigError(str(exc)) from exc
     async with link:
         try:

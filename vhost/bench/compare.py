@@ -18,7 +18,7 @@ from vhost.bench.results import Run, cell_of, load
 __all__ = ["Comparison", "command", "compare"]
 
 #: figures compared if nothing is asked for
-DEFAULT: Final = ("iops", "latency.p50_us", "latency.p99_us", "backend_cpu_us")
+DEFAULT: Final = ("iops", "packets_per_second", "latency.p50_us", "latency.p99_us", "backend_cpu_us")
 #: more of these is better; less of all others
 MORE_IS_BETTER: Final = frozenset({"iops", "bytes_per_second", "packets_per_second", "batch_mean", "requests"})
 

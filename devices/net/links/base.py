@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, NewType
 
 from _cffi_backend import FFI
@@ -51,6 +52,10 @@ class NetLink(ABC):
 
     def release(self, card: Net) -> None:  # noqa: B027 - most links have nothing to do
         """The card is unplugged: its port is not connected any more, no ring of it runs."""
+
+    def parked(self) -> AbstractContextManager[None]:
+        """While a card is plugged in or out: nobody runs that may reach its port by the link."""
+        return nullcontext()
 
     def worker_key(self, card: Net, pair: int) -> Hashable | None:
         """Rings with equal keys are placed on one worker. None: the pair's two rings are, with nobody else.

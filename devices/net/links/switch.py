@@ -1,0 +1,714 @@
+"""A learning Ethernet switch between cards of this process, taps and user-mode NAT."""
+
+from __future__ import annotations
+
+import errno
+import re
+import secrets
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Self
+
+import trio
+
+from devices.net._net import ffi, lib
+from devices.net.config import format_mac, parse_mac
+from devices.net.links.base import LinkError, NetLink, PortPtr
+from devices.net.stats import NetStats
+from vhost import Metric
+
+if TYPE_CHECKING:
+    import ring
+    from devices.net.device import Net
+    from devices.net.links.files import FileLink
+
+__all__ = ["Rules", "Switch", "SwitchPort", "SwitchStats", "TableEntry", "parse_vlans"]
+
+_VLAN_MAX: int = lib.NET_SWITCH_VLAN_MAX
+_RATES = ("send_pps", "send_bps", "receive_pps", "receive_bps", "flood_pps")
+#: a burst of a second is as good as no limit to whoever measures it
+_BURST_MAX = 1000
+
+
+def parse_vlans(text: str) -> frozenset[int]:
+    """VLANs from ``5,7,100-199`` (``+`` does for the comma) or ``all``.
+
+    Raises:
+        ValueError: not VLANs.
+    """
+    if text.strip() == "all":
+        return frozenset(range(1, _VLAN_MAX + 1))
+    vlans: set[int] = set()
+    for part in re.split("[,+]", text):
+        match = re.fullmatch(r"\s*(\d+)(?:\s*-\s*(\d+))?\s*", part)
+        first, last = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
+        if not 1 <= first <= last <= _VLAN_MAX:
+            raise ValueError(f"{part!r} is no VLAN or range of VLANs; write 5,7,100-199 (1 to {_VLAN_MAX}) or all")
+        vlans.update(range(first, last + 1))
+    return frozenset(vlans)
+
+
+def format_vlans(vlans: Collection[int]) -> str:
+    """As `parse_vlans` reads them."""
+    ranges: list[list[int]] = []
+    for vlan in sorted(vlans):
+        if ranges and vlan == ranges[-1][1] + 1:
+            ranges[-1][1] = vlan
+        else:
+            ranges.append([vlan, vlan])
+    return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in ranges)
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What a port of a switch may do.
+
+    Without `vlan` and `trunk` it is plain: on the network of all plain ports, where tags are payload.
+
+    Attributes:
+        vlan: the VLAN it is in, 1 to 4094, without tags; with `trunk`: the one that has no tag there.
+        trunk: VLANs that it carries with tags.
+        isolated: reaches only ports that are not isolated.
+        pin_mac: the one address it may send from, and nobody else may.
+        learn: addresses that may be learnt on it.
+        send_pps: frames per second that whoever is plugged in may send; 0: no limit. Segments count as what they are
+            cut into.
+        send_bps: and bytes.
+        receive_pps: frames per second that are given to it.
+        receive_bps: and bytes.
+        flood_pps: frames per second it may send to everyone: broadcast, multicast, to addresses that are not known.
+        burst_ms: milliseconds' worth of the limits that pass at once, 1 to 1000.
+    """
+
+    vlan: int | None = None
+    trunk: Collection[int] = ()
+    isolated: bool = False
+    pin_mac: str | None = None
+    learn: int = 1024
+    send_pps: int = 0
+    send_bps: int = 0
+    receive_pps: int = 0
+    receive_bps: int = 0
+    flood_pps: int = 0
+    burst_ms: int = 10
+
+    def __post_init__(self) -> None:
+        for vlan in (*self.trunk, *(() if self.vlan is None else (self.vlan,))):
+            if not 1 <= vlan <= _VLAN_MAX:
+                raise ValueError(f"VLAN {vlan}: VLANs are 1 to {_VLAN_MAX}")
+        if self.pin_mac is not None:
+            parse_mac(self.pin_mac)
+        if not 0 <= self.learn <= lib.NET_SWITCH_ENTRIES_MAX:
+            raise ValueError(f"learn is {self.learn}; give 0 to {lib.NET_SWITCH_ENTRIES_MAX} addresses")
+        for name in _RATES:
+            if not 0 <= getattr(self, name) < 1 << 45:
+                raise ValueError(f"limit {name} is {getattr(self, name)}; give 0 (none) or more")
+        if not 1 <= self.burst_ms <= _BURST_MAX:
+            raise ValueError(f"burst_ms is {self.burst_ms}; give 1 to {_BURST_MAX}")
+
+    def _raw(self) -> Any:
+        raw = ffi.new("struct net_switch_config *")
+        raw.flags = lib.NET_SWITCH_ISOLATED * self.isolated | lib.NET_SWITCH_TRUNK * bool(self.trunk)
+        raw.vlan, raw.learn_max, raw.burst_ms = self.vlan or 0, self.learn, self.burst_ms
+        for vlan in self.trunk:
+            raw.trunk[vlan // 64] |= 1 << vlan % 64
+        if self.pin_mac is not None:
+            raw.flags |= lib.NET_SWITCH_PINNED
+            raw.mac = parse_mac(self.pin_mac)
+        raw.in_frames, raw.in_bytes, raw.in_floods = self.send_pps, self.send_bps, self.flood_pps
+        raw.out_frames, raw.out_bytes = self.receive_pps, self.receive_bps
+        return raw
+
+    def as_dict(self) -> dict[str, Any]:
+        """For the control socket: what is not as it is by default."""
+        out: dict[str, Any] = {name: rate for name in _RATES if (rate := getattr(self, name))}
+        if self.vlan is not None:
+            out["vlan"] = self.vlan
+        if self.trunk:
+            out["trunk"] = format_vlans(self.trunk)
+        if self.isolated:
+            out["isolated"] = True
+        if self.pin_mac is not None:
+            out["pin_mac"] = self.pin_mac
+        return out
+
+
+@dataclass(frozen=True, slots=True)
+class TableEntry:
+    """An address that a switch knows.
+
+    Attributes:
+        mac: the address.
+        vlan: of it; 0: the network of plain ports, or a pin, which is for all VLANs.
+        port: name of the port it is at.
+        age: seconds since it was heard of.
+        pinned: fixed by a rule, not learnt.
+    """
+
+    mac: str
+    vlan: int
+    port: str
+    age: int
+    pinned: bool
+
+
+@dataclass(frozen=True, slots=True)
+class SwitchStats:
+    """Of a switch as a whole.
+
+    Attributes:
+        entries: addresses learnt, now.
+        learnt: so far.
+        moved: from port to port.
+        refused: not learnt since their port has as many as it may have.
+        evicted: forgotten to make room.
+        floods: frames sent to everyone.
+    """
+
+    entries: int
+    learnt: int
+    moved: int
+    refused: int
+    evicted: int
+    floods: int
+
+
+_REFUSALS = {
+    errno.EEXIST: "the address {mac} is pinned to another port of the switch",
+    errno.ENOSPC: "a switch has {ports} ports, and all are taken",
+}
+
+
+class SwitchPort(NetLink):
+    """What one card is plugged into. Made by `Switch.port`."""
+
+    shared = True
+
+    def __init__(self, switch: Switch, rules: Rules, name: str | None, *, lent: bool = False) -> None:
+        self.switch = switch
+        self._rules = rules
+        self._name = name
+        self._lent = lent  # the switch is known by name, and closed by whoever lets go of it last
+        self._card: Net | None = None
+        self._ptr: Any = None
+
+    @property
+    def description(self) -> str:
+        """As `NetLink.description`."""
+        return f"{self.switch.description}, port {self.name}"
+
+    @property
+    def name(self) -> str:
+        """As the user named it, or by its number."""
+        if self._name is not None:
+            return self._name
+        return f"port{lib.net_switch_port_number(self._ptr)}" if self._ptr is not None else "unplugged"
+
+    @property
+    def rules(self) -> Rules:
+        """What it may do."""
+        return self._rules
+
+    def set_rules(self, rules: Rules) -> None:
+        """Other rules from now on; where VLANs change, addresses learnt on the port are forgotten.
+
+        Raises:
+            LinkError: they cannot be; those before stay.
+        """
+        if self._ptr is not None:
+            with self.switch.parked():
+                self._check(lib.net_switch_port_set(self._ptr, rules._raw()), rules)
+        self._rules = rules
+
+    @property
+    def up(self) -> bool:
+        """Frames pass."""
+        return self._ptr is not None and not self._down
+
+    _down = False
+
+    def set_up(self, up: bool) -> None:
+        """Let frames pass, or drop them. Whoever is plugged in sees no difference."""
+        self._down = not up
+        if self._ptr is not None:
+            lib.net_port_set_down(self._ptr, not up)
+
+    @property
+    def stats(self) -> NetStats:
+        """What it has counted; in is what came from whoever is plugged in."""
+        return NetStats() if self._ptr is None else NetStats.of(self._ptr)
+
+    @property
+    def learnt(self) -> int:
+        """Addresses that are known to be there."""
+        return 0 if self._ptr is None else int(lib.net_switch_port_learnt(self._ptr))
+
+    def flush(self) -> None:
+        """Forget the addresses learnt on it."""
+        if self._ptr is not None:
+            with self.switch.parked():
+                lib.net_switch_flush(self.switch._ptr, self._ptr)
+
+    def _check(self, code: int, rules: Rules) -> None:
+        if code < 0:
+            text = _REFUSALS.get(-code, "a port cannot have such rules")
+            text = text.format(mac=rules.pin_mac, ports=lib.NET_SWITCH_PORTS)
+            raise LinkError(f"{self.switch.description}: {text}")
+
+    def _plug(self) -> PortPtr:
+        if self._ptr is None:
+            error = ffi.new("int *")
+            with self.switch.parked():
+                ptr = lib.net_switch_port_new(self.switch._open(), self._rules._raw(), error)
+            if ptr == ffi.NULL:
+                if error[0] == -errno.ENOMEM:
+                    raise MemoryError("no memory for a port of a switch")
+                self._check(error[0], self._rules)
+            self._ptr = ptr
+            lib.net_port_set_down(ptr, self._down)
+            self.switch._ports.append(self)
+        return PortPtr(self._ptr)
+
+    def _unplug(self) -> None:
+        if self._ptr is not None:
+            ptr, self._ptr = self._ptr, None
+            self.switch._ports.remove(self)
+            with self.switch.parked():
+                lib.net_port_free(ptr)
+
+    # As `NetLink`
+
+    def port_for(self, card: Net) -> PortPtr:
+        """As `NetLink.port_for`: for one card at a time."""
+        if self._card not in (None, card):
+            raise LinkError(f"{self.description} has a card already; give each card a port of its own")
+        ptr = self._plug()
+        self._card = card
+        return ptr
+
+    def release(self, card: Net) -> None:
+        """As `NetLink.release`."""
+        if self._card is card:
+            self._unplug()
+            self._card = None
+
+    @contextmanager
+    def parked(self) -> Iterator[None]:
+        """As `NetLink.parked`."""
+        with self.switch.parked():
+            yield
+
+    def worker_key(self, card: Net, pair: int) -> Hashable | None:
+        """All ports of a switch are on one worker."""
+        return self.switch
+
+    def started(self, card: Net, pair: int, worker: ring.Worker) -> None:
+        """As `NetLink.started`."""
+        self.switch.started(card, pair, worker)
+
+    def stopped(self, card: Net, pair: int, worker: ring.Worker) -> None:
+        """As `NetLink.stopped`."""
+        self.switch.stopped(card, pair, worker)
+
+    async def run(self) -> None:
+        """As `NetLink.run`."""
+        await self.switch.run()
+
+    def controls(self) -> Mapping[str, Callable[..., Any]]:
+        """As `NetLink.controls`."""
+        return {**self.switch.controls(), "set_port": self._set_port}
+
+    def _set_port(
+        self,
+        port: str | None = None,
+        up: bool | None = None,
+        vlan: int | None = None,
+        trunk: str | None = None,
+        isolated: bool | None = None,
+        pin_mac: str | None = None,
+        learn: int | None = None,
+        send_pps: int | None = None,
+        send_bps: int | None = None,
+        receive_pps: int | None = None,
+        receive_bps: int | None = None,
+        flood_pps: int | None = None,
+        burst_ms: int | None = None,
+    ) -> dict[str, Any]:
+        """Change what is given of the rules of this card's port, or of the port called so; vlan 0, trunk "", pin_mac ""
+        take them away.
+        """
+        target = self if port is None else self.switch._named(port)
+        given = {
+            "isolated": isolated, "learn": learn, "send_pps": send_pps, "send_bps": send_bps,
+            "receive_pps": receive_pps, "receive_bps": receive_bps, "flood_pps": flood_pps, "burst_ms": burst_ms,
+        }  # fmt: skip
+        changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+        if vlan is not None:
+            changes["vlan"] = vlan or None
+        if trunk is not None:
+            changes["trunk"] = parse_vlans(trunk) if trunk else ()
+        if pin_mac is not None:
+            changes["pin_mac"] = pin_mac or None
+        try:
+            target.set_rules(replace(target.rules, **changes))
+        except LinkError as exc:
+            raise ValueError(str(exc)) from exc
+        if up is not None:
+            target.set_up(up)
+        return target.as_dict()
+
+    def as_dict(self) -> dict[str, Any]:
+        """For the control socket."""
+        stats = self.stats.as_dict()
+        return {
+            "name": self.name,
+            "up": self.up,
+            "rules": self._rules.as_dict(),
+            "learnt": self.learnt,
+            "sent": stats["in"],
+            "received": stats["out"],
+            "dropped": stats["dropped"],
+        }
+
+    def metrics(self) -> Iterable[Metric]:
+        """Of this port; one port speaks for the switch too."""
+        yield from self._own_metrics()
+        if next((port for port in self.switch._ports if not isinstance(port, _Uplink)), None) is self:
+            yield from self.switch._own_metrics()
+
+    def _own_metrics(self) -> Iterator[Metric]:
+        now = self.stats
+        base = {"switch": self.switch.name, "port": self.name}
+        for way, frames, size in (
+            ("sent", now.in_frames, now.in_bytes),
+            ("received", now.out_frames, now.out_bytes),
+        ):
+            label = base | {"direction": way}
+            yield Metric("net_switch_frames_total", "counter", "Frames of whoever is at the port.", frames, label)
+            yield Metric("net_switch_bytes_total", "counter", "Bytes of those frames.", size, label)
+        for reason, n in now.dropped.items():
+            label = base | {"reason": reason}
+            yield Metric("net_switch_dropped_total", "counter", "Frames that a port dropped.", n, label)
+        yield Metric("net_switch_learnt", "gauge", "Addresses known at the port.", self.learnt, base)
+
+    async def aclose(self) -> None:
+        """As `NetLink.aclose`; a switch that is known by name goes with its last port."""
+        if self._lent:
+            self._lent = False
+            await self.switch._let_go()
+
+
+class _Uplink(SwitchPort):
+    """A port that a file of frames is plugged into."""
+
+    def __init__(self, switch: Switch, rules: Rules, name: str, link: FileLink) -> None:
+        super().__init__(switch, rules, name)
+        self.link = link
+        self.scope: trio.CancelScope | None = None
+
+    def connect(self) -> None:
+        with self.switch.parked():
+            lib.net_port_connect(self._plug(), self.link.port)
+
+    def start(self, worker: ring.Worker) -> None:
+        started = 0
+        try:
+            for queue in range(self.link.queues):
+                self.link.start_queue(queue, worker)
+                started += 1
+        except BaseException:
+            for queue in range(started):
+                self.link.stop_queue(queue, worker)
+            raise
+
+    def stop(self, worker: ring.Worker) -> None:
+        for queue in range(self.link.queues):
+            self.link.stop_queue(queue, worker)
+
+    def disconnect(self) -> None:
+        with self.switch.parked():
+            lib.net_port_connect(self._ptr, ffi.NULL)
+            lib.net_port_connect(ffi.NULL, self.link.port)
+        self._unplug()
+
+
+class Switch(NetLink):
+    """A switch. Plug cards into ports with rules, ``Net(switch.port(Rules(vlan=5)))``, or into the switch itself.
+
+    Args:
+        name: for people and counters.
+        ageing: seconds after which an address that was not heard of is forgotten, 1 to 1000000.
+        entries: addresses it has room for, about, 1 to 1048576.
+
+    All cards are served by one server, on one worker of it.
+    """
+
+    shared = True
+    _by_name: dict[str, Switch] = {}  # noqa: RUF012 - one for the process
+
+    def __init__(self, name: str = "switch", *, ageing: int = 300, entries: int = 16384) -> None:
+        if not 1 <= ageing <= 1_000_000:
+            raise ValueError(f"ageing is {ageing}; give 1 to 1000000 seconds")
+        if not 1 <= entries <= lib.NET_SWITCH_ENTRIES_MAX:
+            raise ValueError(f"entries is {entries}; give 1 to {lib.NET_SWITCH_ENTRIES_MAX}")
+        ptr = lib.net_switch_new(entries, secrets.randbits(64))
+        if ptr == ffi.NULL:
+            raise MemoryError("no memory for a switch")
+        self._ptr: Any = ffi.gc(ptr, lib.net_switch_free)
+        lib.net_switch_set_ageing(self._ptr, ageing)
+        self.name = name
+        self._users = 0  # ports that were lent by name
+        self._ports: list[SwitchPort] = []
+        self._of_cards: dict[Net, SwitchPort] = {}
+        self._uplinks: list[_Uplink] = []
+        self._worker: ring.Worker | None = None
+        self._running: set[tuple[Net, int]] = set()
+        self._turn = trio.Lock()
+        self._nursery: trio.Nursery | None = None
+
+    @classmethod
+    def named(cls, name: str, rules: Rules | None = None, *, port_name: str | None = None) -> SwitchPort:
+        """A port of the switch that this process knows as `name`, which lives as long as such ports."""
+        switch = cls._by_name.get(name) or cls(name)
+        port = switch.port(rules, port_name, _lent=True)
+        cls._by_name[name] = switch
+        switch._users += 1
+        return port
+
+    async def _let_go(self) -> None:
+        self._users -= 1
+        if not self._users:
+            self._by_name.pop(self.name, None)
+            await self.aclose()
+
+    def _open(self) -> Any:
+        if self._ptr is None:
+            raise RuntimeError(f"{self.description} is closed")
+        return self._ptr
+
+    @property
+    def description(self) -> str:
+        """As `NetLink.description`."""
+        return f"switch {self.name}"
+
+    @contextmanager
+    def parked(self) -> Iterator[None]:
+        """As `NetLink.parked`."""
+        if self._worker is None:
+            yield
+            return
+        with self._worker.parked():
+            yield
+
+    # Ports
+
+    def port(self, rules: Rules | None = None, name: str | None = None, *, _lent: bool = False) -> SwitchPort:
+        """A port for a card.
+
+        Raises:
+            LinkError: the name is another port's.
+        """
+        self._free(name)
+        return SwitchPort(self, rules or Rules(), name, lent=_lent)
+
+    def _free(self, name: str | None) -> None:
+        if name is not None and any(port.name == name for port in self._ports):
+            raise LinkError(f"{self.description} has a port {name} already")
+
+    def _named(self, name: str) -> SwitchPort:
+        for port in self._ports:
+            if port.name == name:
+                return port
+        names = ", ".join(port.name for port in self._ports) or "none"
+        raise ValueError(f"{self.description} has no port {name!r}; there are {names}")
+
+    @property
+    def ports(self) -> tuple[SwitchPort, ...]:
+        """Those that something is plugged into, uplinks too."""
+        return tuple(self._ports)
+
+    def add_uplink(self, link: FileLink, rules: Rules | None = None, *, name: str | None = None) -> SwitchPort:
+        """Plug a tap or a NAT into a port. It is the switch's from now on, and closed with it.
+
+        Raises:
+            LinkError: the name is another port's, or the rules cannot be.
+        """
+        name = link.description if name is None else name
+        self._free(name)
+        uplink = _Uplink(self, rules or Rules(learn=lib.NET_SWITCH_ENTRIES_MAX), name, link)
+        uplink.connect()
+        if self._worker is not None:
+            try:
+                with self._worker.parked():
+                    uplink.start(self._worker)
+            except BaseException:
+                uplink.disconnect()
+                raise
+        self._uplinks.append(uplink)
+        if self._nursery is not None:
+            self._nursery.start_soon(self._run_uplink, uplink)
+        return uplink
+
+    async def remove_uplink(self, name: str) -> None:
+        """Unplug the uplink called `name` and close its link.
+
+        Raises:
+            ValueError: there is none.
+        """
+        uplink = self._named(name)
+        if not isinstance(uplink, _Uplink):
+            raise ValueError(f"port {name} of {self.description} is a card's")
+        await self._remove(uplink)
+
+    async def _remove(self, uplink: _Uplink) -> None:
+        self._uplinks.remove(uplink)
+        if uplink.scope is not None:
+            uplink.scope.cancel()
+        if self._worker is not None:
+            with self._worker.parked():
+                uplink.stop(self._worker)
+        uplink.disconnect()
+        await uplink.link.aclose()
+
+    # What it knows
+
+    def table(self) -> list[TableEntry]:
+        """All addresses it knows."""
+        with self.parked():
+            count = lib.net_switch_table(self._open(), ffi.NULL, 0)
+            raw = ffi.new("struct net_switch_entry[]", count or 1)
+            lib.net_switch_table(self._ptr, raw, count)
+        names = {lib.net_switch_port_number(port._ptr): port.name for port in self._ports}
+        return [
+            TableEntry(
+                format_mac(bytes(entry.mac)), entry.vlan, names[entry.port], entry.age, entry.kind == lib.NET_SWITCH_PIN
+            )
+            for entry in raw[0:count]
+        ]
+
+    def flush(self) -> None:
+        """Forget all that was learnt."""
+        with self.parked():
+            lib.net_switch_flush(self._open(), ffi.NULL)
+
+    @property
+    def stats(self) -> SwitchStats:
+        """What it has counted so far."""
+        raw = ffi.new("struct net_switch_stats *")
+        lib.net_switch_stats(self._open(), raw)
+        return SwitchStats(raw.entries, raw.learnt, raw.moved, raw.refused, raw.evicted, raw.floods)
+
+    # As `NetLink`: cards in ports without rules
+
+    def port_for(self, card: Net) -> PortPtr:
+        """As `NetLink.port_for`: a plain port for each card."""
+        if card not in self._of_cards:
+            port = self.port()
+            port.port_for(card)
+            self._of_cards[card] = port
+        return self._of_cards[card].port_for(card)
+
+    def release(self, card: Net) -> None:
+        """As `NetLink.release`."""
+        self._of_cards.pop(card).release(card)
+
+    def worker_key(self, card: Net, pair: int) -> Hashable | None:
+        """All ports of a switch are on one worker."""
+        return self
+
+    def started(self, card: Net, pair: int, worker: ring.Worker) -> None:
+        """As `NetLink.started`; uplinks run with the first."""
+        if self._worker not in (None, worker):
+            raise LinkError(f"{self.description}: its cards are served by two servers; serve them by one")
+        if self._worker is None:
+            for i, uplink in enumerate(self._uplinks):
+                try:
+                    uplink.start(worker)
+                except BaseException:
+                    for other in self._uplinks[:i]:
+                        other.stop(worker)
+                    raise
+        self._worker = worker
+        self._running.add((card, pair))
+
+    def stopped(self, card: Net, pair: int, worker: ring.Worker) -> None:
+        """As `NetLink.stopped`; uplinks stop with the last."""
+        if (card, pair) not in self._running:
+            return
+        self._running.discard((card, pair))
+        if not self._running:
+            for uplink in self._uplinks:
+                uplink.stop(worker)
+            self._worker = None
+
+    async def run(self) -> None:
+        """Background work of uplinks; while several cards are being served, on behalf of one of them."""
+        async with self._turn, trio.open_nursery() as nursery:
+            self._nursery = nursery
+            try:
+                for uplink in self._uplinks:
+                    nursery.start_soon(self._run_uplink, uplink)
+                await trio.sleep_forever()
+            finally:
+                self._nursery = None
+
+    async def _run_uplink(self, uplink: _Uplink) -> None:
+        with trio.CancelScope() as uplink.scope:
+            await uplink.link.run()
+        uplink.scope = None
+
+    def controls(self) -> Mapping[str, Callable[..., Any]]:
+        """As `NetLink.controls`."""
+        found: dict[str, Callable[..., Any]] = {}
+        for uplink in self._uplinks:
+            found |= uplink.link.controls()
+        return found | {"table": self._show_table, "ports": self._show_ports, "flush": self._flush}
+
+    def _show_table(self, port: str | None = None, limit: int = 1000) -> list[dict[str, Any]]:
+        """Addresses the switch knows, or those at one port; no more than limit."""
+        return [
+            {"mac": entry.mac, "vlan": entry.vlan, "port": entry.port, "age": entry.age, "pinned": entry.pinned}
+            for entry in self.table()
+            if port in (None, entry.port)
+        ][:limit]
+
+    def _show_ports(self) -> list[dict[str, Any]]:
+        """Ports of the switch: rules, counters."""
+        return [port.as_dict() for port in self._ports]
+
+    def _flush(self, port: str | None = None) -> None:
+        """Forget addresses that were learnt, everywhere or on one port."""
+        if port is None:
+            self.flush()
+        else:
+            self._named(port).flush()
+
+    def metrics(self) -> Iterable[Metric]:
+        """Of all ports plain cards are in, and of the switch: for each of its cards."""
+        for port in self._of_cards.values():
+            yield from port._own_metrics()
+        yield from self._own_metrics()
+
+    def _own_metrics(self) -> Iterator[Metric]:
+        now, base = self.stats, {"switch": self.name}
+        yield Metric("net_switch_entries", "gauge", "Addresses that are known.", now.entries, base)
+        yield Metric("net_switch_learnt_total", "counter", "Addresses learnt.", now.learnt, base)
+        yield Metric("net_switch_moved_total", "counter", "Addresses seen at another port.", now.moved, base)
+        yield Metric("net_switch_refused_total", "counter", "Addresses not learnt: limit.", now.refused, base)
+        yield Metric("net_switch_evicted_total", "counter", "Addresses forgotten: room.", now.evicted, base)
+        yield Metric("net_switch_floods_total", "counter", "Frames sent to everyone.", now.floods, base)
+        for uplink in self._uplinks:
+            yield from uplink._own_metrics()
+            yield from uplink.link.metrics()
+
+    async def aclose(self) -> None:
+        """Close uplinks, and the switch. May be called again."""
+        for uplink in list(self._uplinks):
+            await self._remove(uplink)
+        if not self._ports:  # else with the last of its cards
+            self._ptr = None
+
+    async def __aenter__(self) -> Self:
+        """The switch, which is closed at the end."""
+        return self
