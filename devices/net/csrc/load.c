@@ -504,6 +504,7 @@ static void write_off(struct net_load *load)
 		} else if (load->now > flow->moved && load->now - flow->moved > load->gone) {
 			load->stats.lost += under_way(flow);
 			flow->expected = flow->next;
+			flow->moved = load->now;	/* what is sent next has its own time */
 		}
 	}
 }
