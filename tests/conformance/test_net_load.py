@@ -1,4 +1,4 @@
-"""The network load generator: it drives testpmd's card and ours, counts, and notices cards that lose, alter, reorder."""
+"""The network load generator: it drives testpmd's card and ours, counts, notices what is lost, altered, reordered."""
 
 from __future__ import annotations
 
