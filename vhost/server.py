@@ -46,7 +46,11 @@ WAITING_SECONDS: Final = 1.0
 
 
 class Endpoint:
-    """A device and the socket it is served on."""
+    """A device and the socket it is served on.
+
+    Attributes:
+        stopping: set when this is ending.
+    """
 
     def __init__(self, server: Server, device: Device, name: str, options: Options, where: str) -> None:
         self.server = server
@@ -57,6 +61,9 @@ class Endpoint:
         self.connection: Connection | None = None
         self.connections = 0
         self.log = Fields(_log, {"device": name, "socket": where})
+        self.stopping = trio.Event()
+        self.scope = trio.CancelScope()
+        self.gone = trio.Event()
         self._limit = RateLimit()
         self._limit_connects = RateLimit(20, 5.0)
 
@@ -71,7 +78,7 @@ class Endpoint:
             options=self.options,
             log=log,
             limit=self._limit,
-            stopping=self.server.stopping,
+            stopping=self.stopping,
             grace=self.server.grace,
         )
         self.connection = connection
@@ -111,6 +118,14 @@ class Endpoint:
         while True:
             await self.serve_socket(await listener.connect(path))
             await trio.sleep(RECONNECT_PAUSE)
+
+    async def aclose(self) -> None:
+        """Serve the device no longer, while others go on; its requests in flight end first, in `Server.grace` seconds.
+
+        Cancellation: it still ends, unwatched.
+        """
+        self.scope.cancel()
+        await self.gone.wait()
 
     def status(self) -> dict[str, Any]:
         """What happens here, JSON-able."""
@@ -259,10 +274,15 @@ class Server:
         *args: Any,
         task_status: trio.TaskStatus[None],
     ) -> None:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(endpoint.device.background)
-            await run(endpoint, *args, task_status=task_status)
-            nursery.cancel_scope.cancel()
+        try:
+            with endpoint.scope:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(set_when_cancelled, endpoint.stopping)
+                    nursery.start_soon(endpoint.device.background)
+                    await run(endpoint, *args, task_status=task_status)
+                    nursery.cancel_scope.cancel()
+        finally:
+            endpoint.gone.set()
         self._endpoints.pop(endpoint.name, None)
         event, self._fewer = self._fewer, trio.Event()
         event.set()
@@ -394,4 +414,3 @@ async def _watch_signals(received: AsyncIterator[int], scope: trio.CancelScope) 
         asked = True
         _log.info("%s: ending when requests in flight are done", name)
         scope.cancel()
-

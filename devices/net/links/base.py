@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, NewType
 
 from _cffi_backend import FFI
 
+from vhost import DeviceError
+
 if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
@@ -23,7 +25,7 @@ __all__ = ["LinkError", "NetLink", "PortPtr"]
 PortPtr = NewType("PortPtr", FFI.CData)
 
 
-class LinkError(Exception):
+class LinkError(DeviceError):
     """A link cannot be had: the message says what is wrong, where, and what to do."""
 
 

@@ -350,10 +350,7 @@ class SwitchPort(NetLink):
             changes["trunk"] = parse_vlans(trunk) if trunk else ()
         if pin_mac is not None:
             changes["pin_mac"] = pin_mac or None
-        try:
-            target.set_rules(replace(target.rules, **changes))
-        except LinkError as exc:
-            raise ValueError(str(exc)) from exc
+        target.set_rules(replace(target.rules, **changes))
         if up is not None:
             target.set_up(up)
         return target.as_dict()
