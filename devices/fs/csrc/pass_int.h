@@ -1,0 +1,336 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * pass_int.h - inside of passthrough: inodes, open files, who does it, one function per opcode.
+ *
+ * Theory of operation
+ *   A nodeid is index | generation << 32 of a slot in a table whose memory never moves and is never freed while the
+ *   server lives. A slot's first word holds {generation, references}: pass_inode_get() takes a reference only where the
+ *   generation fits, so that any number a guest makes up is refused, and a slot in use never changes under its user.
+ *   Lookups by nodeid and by fh take no lock.
+ *
+ *   The table's own reference lasts as long as the guest knows the inode (nlookup > 0). What identifies a file on the
+ *   host, (mount, inode number, time of birth), is found in a hash, cut into shards of a lock each (inode.c).
+ *
+ *   An inode is reached by its file handle, or by an O_PATH fd that stays open where there is none. Fds that a handle
+ *   can bring back are kept in a clock of bounded size (fdcache.c).
+ *
+ * Rules
+ * - Every path is one name below an fd: no '/', neither "." nor ".."; links are never followed (pass_name_ok()).
+ * - Device nodes, FIFOs and sockets are never opened, only looked at (pass_inode_open()).
+ * - Locks, outermost first: pass_dir.lock, shard, mount, table, fd clock. No system call that may wait under shard or table.
+ */
+#ifndef FS_PASS_INT_H
+#define FS_PASS_INT_H
+
+#include <errno.h>
+#include <fcntl.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "devices/fs/csrc/fs_int.h"
+#include "devices/fs/csrc/pass.h"
+
+enum {
+	PASS_CHUNK = 4096,		/* slots that are allocated at once */
+	PASS_CHUNKS = 16384,
+	PASS_SHARDS = 64,
+	PASS_HANDLE_INLINE = 24,	/* bytes of a file handle in the slot: ext4 8, xfs 12, tmpfs 12, btrfs 20 */
+	PASS_MOUNTS = 4096,		/* places of the table of mounts, a power of two */
+	PASS_DIR_BYTES = 32768,		/* of getdents64 at once */
+};
+
+#define PASS_ROOT_ID 1ull		/* FUSE_ROOT_ID */
+
+struct pass_locks;			/* lock.c: those of an inode */
+
+/* A host file system as it is mounted below the folder; also each btrfs subvolume of it. Never freed, see @inodes. */
+struct pass_mount {
+	uint64_t id;			/* stx_mnt_id */
+	uint64_t dev;			/* stx_dev */
+	_Atomic uint32_t used;		/* 0: this place is free; 1: being filled; 2: filled */
+	_Atomic uint32_t inodes;	/* @fd is closed when the last one goes, so that the host can unmount it */
+	int fd;				/* for open_by_handle_at(); -1: not open */
+	_Atomic int handles;		/* 1: yes; 0: not tried; -errno: none */
+	bool waits;			/* on the network: any call may wait long */
+	bool btime;			/* inode numbers are told apart by their time of birth when they are used again */
+};
+
+/* A file that the guest knows. About 96 bytes: there are millions. */
+struct pass_inode {
+	_Atomic uint64_t word;		/* generation << 32 | references */
+	_Atomic uint64_t fdword;	/* fdcache.c: users << 32 | recent << 31 | fd + 1 */
+	uint64_t ino;			/* with @mount and @btime: the file on the host */
+	uint64_t btime;			/* ns; 0: unknown */
+	uint64_t nlookup;		/* shard lock */
+	_Atomic(struct pass_locks *) locks;	/* lock.c */
+	uint32_t index;			/* of the slot */
+	uint32_t next;			/* in its bucket of the hash (shard lock), or in the free list (table lock) */
+	uint32_t place;			/* in the clock of fds; UINT32_MAX: not there */
+	uint16_t mount;			/* index in pass.mounts */
+	uint8_t type;			/* S_IFMT >> 12: never changes */
+	uint8_t flags;			/* PASS_HASHED … */
+	_Atomic uint8_t gone;		/* its handle or its name no longer leads to it */
+	uint8_t handle_len;		/* bytes; 0: it has none, the fd stays open */
+	uint8_t pad[2];
+	int32_t handle_type;
+	union {
+		uint8_t handle[PASS_HANDLE_INLINE];
+		uint8_t *handle_far;	/* longer ones */
+	};
+};
+
+/* An open file or folder of the guest. */
+struct pass_file {
+	_Atomic uint64_t word;		/* generation << 32 | references */
+	uint32_t index;
+	uint32_t next;			/* in the free list */
+	int fd;
+	int flags;			/* it was opened with, those of the host */
+	_Atomic bool open;		/* the guest has not released it */
+	bool is_dir;
+	bool direct;			/* io.c: O_DIRECT on the host */
+	struct pass_inode *inode;	/* a reference is held */
+	struct pass_dir *dir;		/* folders; dir.c */
+	_Atomic uint64_t lock_owner;	/* lock.c: the owner of a flock on it */
+};
+
+/* A table of slots that never move: inodes, files (inode.c). */
+struct pass_table {
+	size_t item;			/* bytes; each begins with { word, …, index, next } */
+	size_t index_at, next_at;	/* offsets of those */
+	uint32_t limit;			/* most slots */
+	_Atomic uint32_t top;		/* slots that were ever used; slot 0 never is */
+	_Atomic uint32_t live;
+	pthread_mutex_t lock;
+	uint32_t free;			/* first of the free list; 0: none */
+	_Atomic(uint8_t *) *chunks;	/* PASS_CHUNKS of them */
+};
+
+struct pass_shard {
+	_Alignas(64) pthread_mutex_t lock;
+	uint32_t *heads;		/* index of the first inode in each bucket; 0: none */
+	uint32_t nr_heads;		/* a power of two */
+	uint32_t nr;			/* inodes */
+};
+
+/* The fds that handles can bring back: second chance (fdcache.c). */
+struct pass_fds {
+	pthread_mutex_t lock;
+	uint32_t *ring;			/* inode of each place; 0: free */
+	uint32_t *spare;		/* free places, a stack */
+	uint32_t nr_spare;
+	uint32_t size;
+	uint32_t hand;
+	_Atomic uint32_t pinned;	/* fds of inodes without a handle */
+	_Atomic uint64_t opened, evicted, scarce;
+};
+
+struct pass {
+	struct fs_server server;
+	struct pass_options opt;	/* what it points to is ours */
+	int root_fd;			/* O_PATH */
+	int proc_fd;			/* /proc/self/fd */
+	bool privileged;		/* may act as others: CAP_SETUID, CAP_SETGID, CAP_CHOWN */
+	bool own_ids;			/* fsuid and fsgid are the ones below */
+	uint32_t own_uid, own_gid;
+	uint32_t root_mount;
+	struct pass_inode *root;
+	struct pass_table inodes;
+	struct pass_table files;
+	struct pass_shard shards[PASS_SHARDS];
+	struct pass_fds fds;
+	pthread_mutex_t mount_lock;
+	struct pass_mount *mounts;	/* PASS_MOUNTS */
+	_Atomic uint64_t stale;
+	_Atomic uint64_t nr_locks;	/* lock.c */
+};
+
+/* The server of a request as what it is. */
+static inline struct pass *pass_of(struct fs_server *server)
+{
+	return (struct pass *)(void *)server;	/* its first member */
+}
+
+/* --- inode.c --------------------------------------------------------------------------------------------------- */
+
+/* A reference on the inode, or NULL: the guest does not know it (any more), -ESTALE. */
+struct pass_inode *pass_inode_get(struct pass *fs, uint64_t nodeid);
+void pass_inode_put(struct pass *fs, struct pass_inode *inode);
+/* Another one, where one is held. */
+static inline void pass_inode_hold(struct pass_inode *inode)
+{
+	atomic_fetch_add_explicit(&inode->word, 1, memory_order_relaxed);
+}
+
+static inline uint64_t pass_inode_id(const struct pass_inode *inode)
+{
+	return (atomic_load_explicit(&inode->word, memory_order_relaxed) & ~(uint64_t)UINT32_MAX) | inode->index;
+}
+
+static inline mode_t pass_inode_type(const struct pass_inode *inode)
+{
+	return (mode_t)inode->type << 12;
+}
+
+static inline struct pass_mount *pass_inode_mount(struct pass *fs, const struct pass_inode *inode)
+{
+	return &fs->mounts[inode->mount];
+}
+
+/*
+ * The inode of @stx, which was found as @name below @dir_fd, or of @fd (@name NULL, O_PATH or open; not taken over). It
+ * counts as looked up once more by the guest. 0 and a reference in *@out; -ENOENT: the name went; -ENFILE, -ENOMEM …
+ */
+int pass_inode_learn(struct pass *fs, const struct statx *stx, int dir_fd, const char *name, int fd,
+		     struct pass_inode **out);
+/* The guest forgets @n lookups of it; the caller holds a reference. */
+void pass_inode_forget(struct pass *fs, struct pass_inode *inode, uint64_t n);
+
+int pass_inodes_init(struct pass *fs);
+void pass_inodes_reset(struct pass *fs);	/* all but the root */
+void pass_inodes_free(struct pass *fs);
+uint64_t pass_inodes_bytes(const struct pass *fs);
+
+/* --- mount.c --------------------------------------------------------------------------------------------------- */
+
+/* Index of the mount of @stx, with its count of inodes raised; -ENOSPC: too many. @fd (or @dir_fd, @name): in it. */
+int pass_mount_get(struct pass *fs, const struct statx *stx, int dir_fd, const char *name);
+void pass_mount_put(struct pass *fs, uint32_t mount);
+/* The fd for open_by_handle_at(), valid while an inode of it is held; -errno: it has none, file handles cannot be used. */
+int pass_mount_fd(struct pass *fs, uint32_t mount, int dir_fd, const char *name);
+
+/* --- fdcache.c ------------------------------------------------------------------------------------------------- */
+
+/* An O_PATH fd of it, valid until pass_inode_fd_put(); -ESTALE: it is gone; -ENFILE … */
+int pass_inode_fd(struct pass *fs, struct pass_inode *inode);
+void pass_inode_fd_put(struct pass *fs, struct pass_inode *inode, int fd);
+/*
+ * Open it anew (O_CLOEXEC, O_NOFOLLOW, O_NONBLOCK added as needed; no O_CREAT), the caller's fd. -EACCES, -ELOOP: it is
+ * neither a regular file nor a folder.
+ */
+int pass_inode_open(struct pass *fs, struct pass_inode *inode, int flags);
+/* "/proc/self/fd/N" below fs->proc_fd: the name for calls that take a path and no AT_EMPTY_PATH. */
+const char *pass_fd_name(int fd, char name[16]);
+/* The system has no descriptors left (-EMFILE, -ENFILE): close some. True: try again. */
+bool pass_fds_relieve(struct pass *fs, int error);
+
+int pass_fds_init(struct pass *fs);
+void pass_fds_free(struct pass *fs);
+void pass_inode_fd_drop(struct pass *fs, struct pass_inode *inode);	/* inode.c: nobody holds it */
+/* inode.c: @fd (O_PATH, taken over) is all that leads to it. -ENFILE: too many of those. */
+int pass_inode_fd_pin(struct pass *fs, struct pass_inode *inode, int fd);
+
+/* --- files.c --------------------------------------------------------------------------------------------------- */
+
+/* A reference on an open file, NULL: -EBADF. */
+struct pass_file *pass_file_get(struct pass *fs, uint64_t fh);
+void pass_file_put(struct pass *fs, struct pass_file *file);
+/* Takes over @fd where it succeeds. @flags: those of open(2) that it was opened with. -ENFILE: too many open. */
+int pass_file_new(struct pass *fs, struct pass_inode *inode, int fd, int flags, uint64_t *fh);
+/* RELEASE: the guest's reference goes; false: it was not open. The caller holds a reference of its own. */
+bool pass_file_release(struct pass *fs, struct pass_file *file);
+
+int pass_files_init(struct pass *fs);
+void pass_files_reset(struct pass *fs);
+void pass_files_free(struct pass *fs);
+
+/* --- cred.c ---------------------------------------------------------------------------------------------------- */
+
+/* What a thread was before it acted for a guest's process. */
+struct pass_cred {
+	bool ids;			/* restore them */
+	bool groups;
+	bool mask;
+	bool caps;
+	uint32_t nr_groups;
+	uint32_t uid, gid;
+	mode_t umask;
+	uint64_t effective;		/* capabilities */
+};
+
+/*
+ * This thread makes files as @req's user, group and groups do, with @umask; until pass_cred_leave(). 0; -EPERM: that
+ * user is forbidden; -errno.
+ */
+int pass_cred_enter(struct pass *fs, const struct fs_req *req, mode_t umask, struct pass_cred *cred);
+void pass_cred_leave(struct pass *fs, struct pass_cred *cred);
+/* This thread is without CAP_FSETID, so that the host clears SUID and SGID; until pass_cred_leave(). 0, -errno. */
+int pass_cred_no_fsetid(struct pass *fs, struct pass_cred *cred);
+
+/* Translation of ids. To the host: 0, or -EPERM. */
+int pass_uid_to_host(const struct pass *fs, uint32_t uid, uint32_t *out);
+int pass_gid_to_host(const struct pass *fs, uint32_t gid, uint32_t *out);
+uint32_t pass_uid_to_guest(const struct pass *fs, uint32_t uid);
+uint32_t pass_gid_to_guest(const struct pass *fs, uint32_t gid);
+
+/* --- attr.c ---------------------------------------------------------------------------------------------------- */
+
+#define PASS_STATX_MASK (STATX_BASIC_STATS | STATX_BTIME | STATX_MNT_ID)
+
+/* statx(2), links not followed, no automounts. 0 or -errno. */
+int pass_statx(int fd, const char *name, struct statx *stx);
+/* What the guest sees of it. */
+void pass_attr(const struct pass *fs, const struct statx *stx, struct fuse_attr *attr);
+
+/* --- lookup.c -------------------------------------------------------------------------------------------------- */
+
+/* 0; -EINVAL: empty, ".", "..", or with a '/'; -ENAMETOOLONG. */
+int pass_name_ok(const char *name, uint32_t len);
+/* Look @name up below @parent, whose fd is @dir_fd; the guest knows it once more. Fills @out. 0 or -errno. */
+int pass_lookup_at(struct pass *fs, const struct pass_inode *parent, int dir_fd, const char *name,
+		   struct fuse_entry_out *out);
+/* Likewise for what was opened or made as @fd (not taken over); a reference in *@inode, unless that is NULL. */
+int pass_entry_of_fd(struct pass *fs, const struct pass_inode *parent, int fd, struct fuse_entry_out *out,
+		     struct pass_inode **inode);
+void pass_entry_fill(const struct pass *fs, const struct pass_inode *parent, const struct pass_inode *inode,
+		     const struct statx *stx, struct fuse_entry_out *out);
+
+/* --- dir.c ----------------------------------------------------------------------------------------------------- */
+
+void pass_dir_free(struct pass_dir *dir);
+
+/* --- lock.c ---------------------------------------------------------------------------------------------------- */
+
+/* The inode goes: let go of the locks (inode->locks), nobody uses it. */
+void pass_locks_free(struct pass *fs, struct pass_inode *inode);
+
+/* --- xattr.c --------------------------------------------------------------------------------------------------- */
+
+/* The host's name of the guest's @name: 0, -EPERM, -ENOTSUP, -ERANGE (longer than FS_NAME_MAX). */
+int pass_xattr_to_host(const struct pass *fs, const char *name, char out[256]);
+/*
+ * The contents or the owner changed, by @fd (O_PATH or open): file capabilities go, as the host does it by itself unless
+ * security.capability has another name there.
+ */
+void pass_xattr_drop_caps(struct pass *fs, int fd);
+
+/* --- opcodes --------------------------------------------------------------------------------------------------- */
+
+/*
+ * One function per opcode, as fs_server_ops.handle(). @inode: that of in.nodeid, held by the caller; its mount is not on the
+ * network unless @pool. Changes of a read-only file system were refused already.
+ */
+typedef int pass_op(struct pass *fs, struct fs_req *req, struct pass_inode *inode, bool pool);
+
+/* lookup.c; both FORGETs take nodeids of their own: @inode is NULL */
+pass_op pass_lookup, pass_forget, pass_batch_forget;
+/* attr.c */
+pass_op pass_getattr, pass_setattr, pass_statx_op, pass_access;
+/* dir.c */
+pass_op pass_opendir, pass_readdir, pass_readdirplus, pass_releasedir, pass_fsyncdir;
+/* create.c */
+pass_op pass_create, pass_mknod, pass_mkdir, pass_symlink, pass_tmpfile;
+/* names.c */
+pass_op pass_link, pass_unlink, pass_rmdir, pass_rename, pass_rename2, pass_readlink;
+/* io.c */
+pass_op pass_open, pass_read, pass_write, pass_release, pass_flush, pass_fsync;
+/* space.c */
+pass_op pass_fallocate, pass_copy_file_range, pass_lseek, pass_statfs, pass_syncfs, pass_ioctl, pass_poll;
+/* lock.c */
+pass_op pass_getlk, pass_setlk, pass_setlkw;
+/* xattr.c */
+pass_op pass_setxattr, pass_getxattr, pass_listxattr, pass_removexattr;
+
+#endif
