@@ -49,7 +49,7 @@ struct pass_locks;			/* lock.c: those of an inode */
 struct pass_mount {
 	uint64_t id;			/* stx_mnt_id */
 	uint64_t dev;			/* stx_dev */
-	_Atomic uint32_t used;		/* 0: this place is free; 1: being filled; 2: filled */
+	_Atomic bool used;		/* this place of the table is filled */
 	_Atomic uint32_t inodes;	/* @fd is closed when the last one goes, so that the host can unmount it */
 	int fd;				/* for open_by_handle_at(); -1: not open */
 	_Atomic int handles;		/* 1: yes; 0: not tried; -errno: none */
@@ -71,9 +71,10 @@ struct pass_inode {
 	uint16_t mount;			/* index in pass.mounts */
 	uint8_t type;			/* S_IFMT >> 12: never changes */
 	uint8_t flags;			/* PASS_HASHED … */
-	_Atomic uint8_t gone;		/* its handle or its name no longer leads to it */
+	_Atomic uint8_t gone;		/* its handle no longer leads to it */
+	_Atomic uint8_t checked;	/* its handle was seen to lead to it */
 	uint8_t handle_len;		/* bytes; 0: it has none, the fd stays open */
-	uint8_t pad[2];
+	uint8_t pad;
 	int32_t handle_type;
 	union {
 		uint8_t handle[PASS_HANDLE_INLINE];
@@ -93,7 +94,7 @@ struct pass_file {
 	bool direct;			/* io.c: O_DIRECT on the host */
 	struct pass_inode *inode;	/* a reference is held */
 	struct pass_dir *dir;		/* folders; dir.c */
-	_Atomic uint64_t lock_owner;	/* lock.c: the owner of a flock on it */
+	_Atomic uint8_t flock;		/* lock.c: LOCK_SH or LOCK_EX that it holds; 0: none */
 };
 
 /* A table of slots that never move: inodes, files (inode.c). */
@@ -153,6 +154,19 @@ static inline struct pass *pass_of(struct fs_server *server)
 	return (struct pass *)(void *)server;	/* its first member */
 }
 
+/* --- inode.c, tables ------------------------------------------------------------------------------------------- */
+
+int pass_table_init(struct pass_table *t, size_t item, size_t index_at, size_t next_at, uint32_t limit);
+void pass_table_free(struct pass_table *t);
+/* Slot @index, in use or not; NULL: it never was. */
+void *pass_table_slot(const struct pass_table *t, uint32_t index);
+/* A slot that nobody else can get until its word has references. NULL: limit, out of memory. */
+void *pass_table_alloc(struct pass_table *t);
+/* Back: its references are gone, or it never had any. */
+void pass_table_release(struct pass_table *t, void *slot);
+/* A reference on the slot that @id names, or NULL. */
+void *pass_table_get(const struct pass_table *t, uint64_t id);
+
 /* --- inode.c --------------------------------------------------------------------------------------------------- */
 
 /* A reference on the inode, or NULL: the guest does not know it (any more), -ESTALE. */
@@ -179,12 +193,17 @@ static inline struct pass_mount *pass_inode_mount(struct pass *fs, const struct 
 	return &fs->mounts[inode->mount];
 }
 
+/* A file by its name below @dir_fd, or (@name NULL) by @dir_fd itself, O_PATH or open. */
+struct pass_where {
+	int dir_fd;
+	const char *name;
+};
+
 /*
- * The inode of @stx, which was found as @name below @dir_fd, or of @fd (@name NULL, O_PATH or open; not taken over). It
- * counts as looked up once more by the guest. 0 and a reference in *@out; -ENOENT: the name went; -ENFILE, -ENOMEM …
+ * The inode of @stx, which was found at @where. It counts as looked up once more by the guest. 0 and a reference in *@out;
+ * @stx is renewed where another file had the name in the meantime. -ENOENT: the name went; -ENFILE, -ENOMEM …
  */
-int pass_inode_learn(struct pass *fs, const struct statx *stx, int dir_fd, const char *name, int fd,
-		     struct pass_inode **out);
+int pass_inode_learn(struct pass *fs, struct statx *stx, struct pass_where where, struct pass_inode **out);
 /* The guest forgets @n lookups of it; the caller holds a reference. */
 void pass_inode_forget(struct pass *fs, struct pass_inode *inode, uint64_t n);
 
@@ -195,11 +214,12 @@ uint64_t pass_inodes_bytes(const struct pass *fs);
 
 /* --- mount.c --------------------------------------------------------------------------------------------------- */
 
-/* Index of the mount of @stx, with its count of inodes raised; -ENOSPC: too many. @fd (or @dir_fd, @name): in it. */
-int pass_mount_get(struct pass *fs, const struct statx *stx, int dir_fd, const char *name);
+/* Index of the mount of @stx if it is known, else -ENOENT. */
+int pass_mount_find(const struct pass *fs, const struct statx *stx);
+/* Likewise, made known: @where is in it. One more inode of it. -ENOSPC: too many mounts; -errno. */
+int pass_mount_get(struct pass *fs, const struct statx *stx, struct pass_where where);
 void pass_mount_put(struct pass *fs, uint32_t mount);
-/* The fd for open_by_handle_at(), valid while an inode of it is held; -errno: it has none, file handles cannot be used. */
-int pass_mount_fd(struct pass *fs, uint32_t mount, int dir_fd, const char *name);
+void pass_mounts_free(struct pass *fs);
 
 /* --- fdcache.c ------------------------------------------------------------------------------------------------- */
 
@@ -221,6 +241,8 @@ void pass_fds_free(struct pass *fs);
 void pass_inode_fd_drop(struct pass *fs, struct pass_inode *inode);	/* inode.c: nobody holds it */
 /* inode.c: @fd (O_PATH, taken over) is all that leads to it. -ENFILE: too many of those. */
 int pass_inode_fd_pin(struct pass *fs, struct pass_inode *inode, int fd);
+/* An O_PATH fd of @where, the caller's. -errno. */
+int pass_open_path(struct pass *fs, struct pass_where where);
 
 /* --- files.c --------------------------------------------------------------------------------------------------- */
 
@@ -290,6 +312,13 @@ void pass_entry_fill(const struct pass *fs, const struct pass_inode *parent, con
 /* --- dir.c ----------------------------------------------------------------------------------------------------- */
 
 void pass_dir_free(struct pass_dir *dir);
+
+/* --- io.c ------------------------------------------------------------------------------------------------------ */
+
+/* How a file is opened on the host for a guest that opens or creates it with @flags; no O_CREAT, O_EXCL. */
+int pass_open_flags(const struct pass *fs, uint32_t flags);
+/* fuse_open_out.open_flags of a file that was opened so. */
+uint32_t pass_open_answer(const struct pass *fs, int flags);
 
 /* --- lock.c ---------------------------------------------------------------------------------------------------- */
 
