@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import struct
 import tempfile
 from collections.abc import AsyncIterator, Sequence
@@ -26,6 +27,12 @@ BASE = int(VERSION_1 | INDIRECT | EVENT_IDX)
 _HEADER = struct.Struct("<BBHHHHH")
 NEEDS_CSUM, DATA_VALID = 1, 2
 TCPV4, UDP, TCPV6, UDP_L4, ECN = 1, 3, 4, 5, 0x80
+
+
+def free_port(kind: int = socket.SOCK_STREAM) -> int:
+    with socket.socket(socket.AF_INET, kind) as s:
+        s.bind(("127.0.0.1", 0))
+        return int(s.getsockname()[1])
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     import ring
 
-__all__ = ["Capture", "CaptureError", "CaptureStats", "PortCapture", "parked"]
+__all__ = ["Capture", "CaptureControls", "CaptureError", "CaptureStats", "PortCapture", "parked"]
 
 #: bytes for each port: some milliseconds of small frames at full speed
 RING_SIZE = 4 << 20
@@ -297,29 +297,52 @@ class PortCapture:
         """Of the capture under way, else of the last one."""
         return self._past if self._capture is None else self._capture.stats
 
-    # Control socket and metrics
+    @property
+    def path(self) -> str | None:
+        """Of the file that is being written, as it was given."""
+        return None if self._capture is None else self._capture.path
 
-    def controls(self) -> Mapping[str, Callable[..., Any]]:
-        """Methods for the control socket."""
-        return {"capture_start": self._start, "capture_stop": self._stop, "capture": self.status}
-
-    def _start(self, path: str, snaplen: int = 0, file_size: int = 0, files: int = 0) -> dict[str, Any]:
-        """Capture what passes to the pcapng file `path`; as `vhost net --pcap`."""
-        self.start(path, snaplen=snaplen, file_size=file_size, files=files)
-        return self.status()
-
-    async def _stop(self) -> dict[str, Any]:
-        """End the capture."""
-        return (await self.stop()).as_dict()
-
-    def status(self) -> dict[str, Any]:
-        """The file, if any, and what was captured and lost."""
-        return {"path": None if self._capture is None else self._capture.path, **self.stats.as_dict()}
-
-    def metrics(self) -> Iterable[Metric]:
-        """Values now; none before a first capture."""
+    def metrics(self, labels: Mapping[str, str] | None = None) -> Iterable[Metric]:
+        """Values now, with `labels`; none before a first capture."""
         stats = self.stats
         if not stats.files:
             return
-        yield Metric("net_captured_total", "counter", "Frames captured to files.", stats.frames)
-        yield Metric("net_capture_lost_total", "counter", "Frames that a capture lost.", stats.lost)
+        base = labels or {}
+        yield Metric("net_captured_total", "counter", "Frames captured to files.", stats.frames, base)
+        yield Metric("net_capture_lost_total", "counter", "Frames that a capture lost.", stats.lost, base)
+
+
+class CaptureControls:
+    """Captures behind a control socket.
+
+    Args:
+        own: of the card.
+        other: the capture of a port of its switch, by name.
+    """
+
+    def __init__(self, own: PortCapture, other: Callable[[str], PortCapture]) -> None:
+        self._own = own
+        self._other = other
+
+    def methods(self) -> Mapping[str, Callable[..., Any]]:
+        """By name."""
+        return {"capture_start": self._start, "capture_stop": self._stop, "capture": self._status}
+
+    def _of(self, port: str | None) -> PortCapture:
+        return self._own if port is None else self._other(port)
+
+    def _start(
+        self, path: str, port: str | None = None, snaplen: int = 0, file_size: int = 0, files: int = 0
+    ) -> dict[str, Any]:
+        """Capture what passes the card, or a port of its switch, to the pcapng file path; as vhost net --pcap."""
+        self._of(port).start(path, snaplen=snaplen, file_size=file_size, files=files)
+        return self._status(port)
+
+    async def _stop(self, port: str | None = None) -> dict[str, Any]:
+        """End the capture of the card, or of a port of its switch."""
+        return (await self._of(port).stop()).as_dict()
+
+    def _status(self, port: str | None = None) -> dict[str, Any]:
+        """The file, if any, and what was captured and lost; of the card, or of a port of its switch."""
+        capture = self._of(port)
+        return {"path": capture.path, **capture.stats.as_dict()}

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import ring
 from devices.net._net import ffi, lib
-from devices.net.capture import PortCapture
+from devices.net.capture import CaptureControls, PortCapture
 from devices.net.config import NetFeature, format_mac, pack_config, parse_mac, random_mac
 from devices.net.links.base import NetLink
 from devices.net.stats import NetStats
@@ -318,7 +318,7 @@ class Net(Device):
             "announce": self._announce,
             "stats": self._show_stats,
             "info": self._info,
-            **self.capture.controls(),
+            **CaptureControls(self.capture, self.link.port_capture).methods(),
             **self.link.controls(),
         }
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from devices.net._net import lib
 from devices.net.capture import CaptureError
 from devices.net.device import Net
 from devices.net.links.base import LinkError, NetLink
@@ -14,17 +13,13 @@ from devices.net.links.echo import EchoLink, NullLink, SourceLink
 from vhost.device import Device
 from vhost.plugin import ConfigError, DeviceType, Option
 
-if TYPE_CHECKING:
-    from devices.net.links.files import FileLink
-    from devices.net.links.switch import Rules
-
 __all__ = ["OPTIONS", "TYPE", "open_net"]
 
 OPTIONS = (
-    # what the card is plugged into: one of these
+    # what the card is plugged into: one of these, or else user-mode NAT
     Option("tap", "text", "a tap of the host, made if it does not exist", metavar="NAME"),
     Option("tap-fd", "texts", "an open tap that was passed; one descriptor for each queue", metavar="FDNUM"),
-    Option("user", "flag", "user-mode NAT: needs no privilege", False),
+    Option("user", "flag", "user-mode NAT: needs no privilege; the default", False),
     Option("switch", "text", "a switch that cards of this process share by its name", metavar="NAME"),
     Option("echo", "flag", "give every frame back", False),
     Option("null", "flag", "swallow every frame", False),
@@ -57,7 +52,12 @@ OPTIONS = (
     Option("search", "texts", "a domain to search, told by DHCP", metavar="DOMAIN"),
     # a switch, and the card's port of it
     Option("port-name", "text", "the port's name; default: its number", metavar="NAME"),
-    Option("uplink", "texts", "the switch's way out: user or tap:NAME, with ,vlan=5 ,trunk=5+7-9", metavar="LINK"),
+    Option(
+        "uplink",
+        "texts",
+        "the switch's way out: user or tap:NAME; with ,name=NAME ,vlan=5 ,trunk=5+7-9 ,isolated ,forward=… ,pcap=FILE",
+        metavar="LINK",
+    ),
     Option("vlan", "int", "the port's VLAN; of a trunk: the one without tag", minimum=1, maximum=4094),
     Option("trunk", "text", "VLANs that pass with tags: 5,7,100-199 or all", metavar="VLANS"),
     Option("isolated", "flag", "the guest reaches only ports that are not isolated", False),
@@ -133,7 +133,8 @@ def _user(values: Mapping[str, Any]) -> NetLink:
     try:
         from devices.net.links.user import User, UserConfig
     except ImportError as exc:
-        raise ConfigError(f"user: {exc}") from exc
+        other = "" if values["user"] else "; or say what the card is plugged into: --tap, --switch"
+        raise ConfigError(f"user: {exc}{other}") from exc
 
     nets = {key: None if values[key] == "none" else values[key] for key in ("net", "net6")}
     config = UserConfig(
@@ -153,37 +154,10 @@ def _user(values: Mapping[str, Any]) -> NetLink:
     return User(config, forwards=values["forward"] or (), guest_forwards=values["guest_forward"] or ())
 
 
-def _uplink(text: str) -> tuple[FileLink, Rules]:
-    """The link and the rules of ``tap:NAME,trunk=5+7-9``."""
-    from devices.net.links.switch import Rules, parse_vlans
-
-    spec, *rules = text.split(",")
-    given: dict[str, Any] = {"learn": lib.NET_SWITCH_ENTRIES_MAX}
-    for rule in rules:
-        key, _, value = rule.partition("=")
-        if key == "vlan" and value.isdecimal():
-            given["vlan"] = int(value)
-        elif key == "trunk":
-            given["trunk"] = parse_vlans(value)
-        else:
-            raise ConfigError(f"uplink {text!r}: {rule!r} is neither vlan=5 nor trunk=5+7-9")
-    checked = Rules(**given)
-    kind, _, name = spec.partition(":")
-    if kind == "tap" and name:
-        from devices.net.links.tap import Tap
-
-        return Tap.open(name), checked
-    if spec == "user":
-        try:
-            from devices.net.links.user import User
-        except ImportError as exc:
-            raise ConfigError(f"uplink user: {exc}") from exc
-        return User(), checked
-    raise ConfigError(f"uplink {text!r} is neither user nor tap:NAME")
-
-
 async def _switch(values: Mapping[str, Any]) -> NetLink:
-    from devices.net.links.switch import Rules, Switch, parse_vlans
+    from devices.net.links.rules import Rules, parse_vlans
+    from devices.net.links.switch import Switch
+    from devices.net.links.uplink import Uplink
 
     limits = ("send_pps", "send_bps", "receive_pps", "receive_bps", "flood_pps", "burst_ms")
     rules = Rules(
@@ -197,13 +171,9 @@ async def _switch(values: Mapping[str, Any]) -> NetLink:
     port = Switch.named(values["switch"], rules, port_name=values["port_name"])
     try:
         for text in values["uplink"] or ():
-            if all(other.name != text for other in port.switch.ports):  # the first card that names it has it made
-                link, of_link = _uplink(text)
-                try:
-                    port.switch.add_uplink(link, of_link, name=text)
-                except BaseException:
-                    await link.aclose()
-                    raise
+            uplink = Uplink.parse(text)
+            if all(other.name != uplink.name for other in port.switch.ports):  # else another card named it
+                await uplink.plug(port.switch)
     except BaseException:
         await port.aclose()
         raise
@@ -211,12 +181,12 @@ async def _switch(values: Mapping[str, Any]) -> NetLink:
 
 
 async def _open_link(values: Mapping[str, Any]) -> NetLink:
-    """The one link that `values` name."""
-    chosen = [key for key in _LINKS if values.get(key)]
+    """The one link that `values` name; without one it is user-mode NAT, which everybody may have."""
+    chosen = [key for key in _LINKS if values.get(key)] or ["user"]
     if len(chosen) != 1:
         names = ", ".join(_option(key) for key in _LINKS)
-        what = f"{' and '.join(_option(key) for key in chosen)} were given" if chosen else "nothing was given"
-        raise ConfigError(f"give one of {names}: what the card is plugged into; {what}")
+        given = " and ".join(_option(key) for key in chosen)
+        raise ConfigError(f"give one of {names}: what the card is plugged into; {given} were given")
     for key, kinds in _ONLY.items():
         if values[key] and chosen[0] not in kinds:
             raise ConfigError(f"option {_option(key)} is for {' and '.join(_option(k) for k in kinds)} only")
@@ -267,7 +237,7 @@ async def open_net(values: Mapping[str, Any]) -> AsyncIterator[Device]:
     """
     try:
         link = await _open_link(values)
-    except (LinkError, ValueError) as exc:
+    except (LinkError, CaptureError, ValueError) as exc:
         raise ConfigError(str(exc)) from exc
     async with link:
         try:

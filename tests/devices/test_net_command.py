@@ -14,9 +14,11 @@ import peerlib
 import pytest
 import trio
 import trio.testing
-from netrig import BASE, frame, guest
+from netrig import BASE, frame, free_port, guest
 
-from devices.net import NetFeature
+from devices.net import Net, NetFeature
+from devices.net.options import TYPE
+from vhost.plugin import ConfigError
 
 VHOST = str(Path(sys.executable).with_name("vhost"))
 
@@ -28,7 +30,7 @@ def vhost(*args: object) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize(
     ("args", "words"),
     [
-        ([], "nothing was given"),
+        (["--vlan", "5"], "option vlan is for switch only"),
         (["--echo", "--null"], "echo and null were given"),
         (["--echo", "--mac", "01:00:00:00:00:01"], "01:00:00:00:00:01 is a multicast address"),
         (["--echo", "--mac", "52:54:00"], "'52:54:00' is not a MAC address such as 52:54:00:12:34:56"),
@@ -46,6 +48,22 @@ def test_mistakes(tmp_path: Path, args: list[str], words: str) -> None:
     assert done.returncode not in (0, -9)
     assert words in done.stderr
     assert done.stderr.count("\n") == 1, done.stderr
+
+
+async def test_the_default_is_the_nat() -> None:
+    async with TYPE.open(TYPE.values({"forward": [f"tcp:127.0.0.1:{free_port()}-:22"]})) as card:
+        assert isinstance(card, Net)
+        assert card.link.description.startswith("user-mode network 10.0.2.0")
+
+
+@pytest.mark.parametrize("given", [{}, {"user": True}, {"switch": "s", "uplink": ["user"]}], ids=str)
+async def test_without_libslirp(monkeypatch: pytest.MonkeyPatch, given: dict[str, object]) -> None:
+    monkeypatch.setitem(sys.modules, "devices.net._slirp", None)
+    monkeypatch.delitem(sys.modules, "devices.net.links.user", raising=False)
+    with pytest.raises(ConfigError, match=r"install libslirp 4.7 or newer \(Debian: libslirp-dev\)") as caught:
+        async with TYPE.open(TYPE.values(given)):
+            pass
+    assert "\n" not in str(caught.value)
 
 
 def test_capabilities() -> None:

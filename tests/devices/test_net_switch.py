@@ -5,15 +5,18 @@ from __future__ import annotations
 import socket
 import tempfile
 from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
 
 import pytest
 import trio
-from netrig import BASE, NEEDS_CSUM, PACKED, TCPV4, Guest, Header, frame, guest, serving
+from netrig import BASE, NEEDS_CSUM, PACKED, TCPV4, Guest, Header, frame, free_port, guest, serving
+from pcapng import IN, OUT, read
 
 import vhost
 from devices.net import LinkError, Net, NetFeature, Rules, Switch
+from devices.net.capture import CaptureError
 from devices.net.links.files import FileLink
-from devices.net.links.switch import format_vlans, parse_vlans
+from devices.net.links.rules import format_vlans, parse_vlans
 from devices.net.options import TYPE
 from vhost.frontend import Refused
 from vhost.plugin import ConfigError
@@ -155,6 +158,42 @@ async def test_vlans(layout: int) -> None:
         await send(plain, between(EVERYONE, 5))
         await trio.sleep(0.05)
         assert not any(g.take() for g in (a, b, c, trunk))
+
+
+async def test_captures_of_ports(layout: int, tmp_path: Path) -> None:
+    """Of cards and of others, each by its name, on and off while frames pass."""
+    wire = Wire()
+    switch = Switch()
+    switch.add_uplink(wire, name="wire")
+    async with guests(switch, None, None, features=BASE | layout) as ((a, b), cards):
+        do = cards[0].controls()
+        for port in ("wire", "vm1"):
+            assert do["capture_start"](path=str(tmp_path / port), port=port, snaplen=200)["frames"] == 0
+        await send(a, one := between(EVERYONE, 1, 100))
+        await only(one, b)
+        assert await from_wire(wire) == one
+        wire.end.send(two := between(2, 7, 300))
+        await only(two, a)  # nobody knew where b was
+        await only(two, b)
+        with pytest.raises(CaptureError, match="port vm1 is captured to"):
+            do["capture_start"](path=str(tmp_path / "x"), port="vm1")
+        with pytest.raises(ValueError, match="no port 'x'"):
+            await do["capture_stop"](port="x")
+        metrics = {(m.name, m.labels.get("port")): m.value for card in cards for m in card.metrics()}
+        assert metrics["net_captured_total", "wire"] == metrics["net_captured_total", "vm1"] == 2
+        assert (await do["capture_stop"](port="wire"))["frames"] == 2
+        await send(b, three := between(1, 2, 90))
+        await only(three, a)
+        assert do["capture"](port="vm1")["frames"] == 3
+        assert [port["capture"] for port in do["ports"]()] == [None, None, str(tmp_path / "vm1")]
+    # one that is still under way ends with its port
+    wanted = {"wire": [(one, IN), (two[:200], OUT)], "vm1": [(one, IN), (two[:200], IN), (three, OUT)]}
+    for port, want in wanted.items():
+        captured = read(tmp_path / port)
+        assert captured.names == [f"switch switch, port {port}"]
+        assert [(data, way) for _, _, data, _, way in captured.packets] == want
+    with pytest.raises(LinkError, match="nothing is plugged in"):
+        assert switch.port().capture
 
 
 async def test_isolation_and_pins() -> None:
@@ -372,7 +411,7 @@ async def test_shared_by_name() -> None:
         assert again.switch is not one.switch
 
 
-async def test_options() -> None:
+async def test_options(tmp_path: Path) -> None:
     def values(**given):
         return TYPE.values({name.replace("_", "-"): value for name, value in given.items()})
 
@@ -383,11 +422,23 @@ async def test_options() -> None:
             "vlan": 5, "trunk": "7,9-11", "send_pps": 5000, "pin_mac": "52:54:00:00:00:09"
         }  # fmt: skip
         assert other.link.switch is card.link.switch
+        lan = card.link.switch.ports
+        do = other.controls()
+        pcap, forward = tmp_path / "x", f"tcp:127.0.0.1:{free_port()}-10.0.2.15:22"
+        added = await do["uplink_add"](uplink=f"user,name=nat6,vlan=6,isolated,forward={forward},pcap={pcap}")
+        assert (added["rules"], added["capture"]) == ({"vlan": 6, "isolated": True}, str(pcap))
+        with pytest.raises(LinkError, match="has a port nat6 already"):
+            await do["uplink_add"](uplink="user,name=nat6")
+        with pytest.raises(CaptureError, match="cannot capture to /nowhere/x"):
+            await do["uplink_add"](uplink="user,name=more,pcap=/nowhere/x")
+        await do["uplink_remove"](name="nat6")
+        assert card.link.switch.ports == lan
     for wrong, words in (
         ({"switch": "s", "trunk": "7-"}, "'7-' is no VLAN"),
         ({"switch": "s", "pin_mac": "x"}, "not a MAC address"),
         ({"switch": "s", "uplink": ["tap"]}, "neither user nor tap:NAME"),
-        ({"switch": "s", "uplink": ["user,x"]}, "'x' is neither"),
+        ({"switch": "s", "uplink": ["user,x"]}, "'x' is none of name=NAME, vlan=5"),
+        ({"switch": "s", "uplink": ["tap:x,forward=tcp::1-:1"]}, "forwards are for the NAT"),
         ({"echo": True, "vlan": "5"}, "option vlan is for switch only"),
     ):
         with pytest.raises(ConfigError, match=words):

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 import trio
-from netrig import BASE, NEEDS_CSUM, TCPV4, Header, guest, serving
+from netrig import BASE, NEEDS_CSUM, TCPV4, Header, free_port, guest, serving
 from packets import (
     ACK,
     BROADCAST,
@@ -48,12 +48,6 @@ from devices.net.options import TYPE
 from vhost.plugin import ConfigError
 
 GUEST, GATEWAY, DNS = ip("10.0.2.15"), ip("10.0.2.2"), ip("10.0.2.3")
-
-
-def free_port(kind: int = socket.SOCK_STREAM) -> int:
-    with socket.socket(socket.AF_INET, kind) as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
 
 
 @contextlib.asynccontextmanager

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from typing import Self
 
     import ring
+    from devices.net.capture import PortCapture
     from devices.net.device import Net
     from vhost import Metric
 
@@ -77,6 +78,14 @@ class NetLink(ABC):
 
     async def run(self) -> None:  # noqa: B027
         """Background work, beside each card that is being served; cancelled at the end."""
+
+    def port_capture(self, port: str) -> PortCapture:
+        """Of the port called `port`, for links that have such.
+
+        Raises:
+            ValueError: it has none, in words.
+        """
+        raise ValueError(f"{self.description} is no switch: leave the port away")
 
     def controls(self) -> Mapping[str, Callable[..., Any]]:
         """Methods for the control socket, beside the card's own."""

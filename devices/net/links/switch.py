@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import errno
-import re
 import secrets
-from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Self
@@ -13,8 +12,10 @@ from typing import TYPE_CHECKING, Any, Self
 import trio
 
 from devices.net._net import ffi, lib
-from devices.net.config import format_mac, parse_mac
+from devices.net.capture import PortCapture
+from devices.net.config import format_mac
 from devices.net.links.base import LinkError, NetLink, PortPtr
+from devices.net.links.rules import Rules, parse_vlans
 from devices.net.stats import NetStats
 from vhost import Metric
 
@@ -23,115 +24,7 @@ if TYPE_CHECKING:
     from devices.net.device import Net
     from devices.net.links.files import FileLink
 
-__all__ = ["Rules", "Switch", "SwitchPort", "SwitchStats", "TableEntry", "parse_vlans"]
-
-_VLAN_MAX: int = lib.NET_SWITCH_VLAN_MAX
-_RATES = ("send_pps", "send_bps", "receive_pps", "receive_bps", "flood_pps")
-#: a burst of a second is as good as no limit to whoever measures it
-_BURST_MAX = 1000
-
-
-def parse_vlans(text: str) -> frozenset[int]:
-    """VLANs from ``5,7,100-199`` (``+`` does for the comma) or ``all``.
-
-    Raises:
-        ValueError: not VLANs.
-    """
-    if text.strip() == "all":
-        return frozenset(range(1, _VLAN_MAX + 1))
-    vlans: set[int] = set()
-    for part in re.split("[,+]", text):
-        match = re.fullmatch(r"\s*(\d+)(?:\s*-\s*(\d+))?\s*", part)
-        first, last = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
-        if not 1 <= first <= last <= _VLAN_MAX:
-            raise ValueError(f"{part!r} is no VLAN or range of VLANs; write 5,7,100-199 (1 to {_VLAN_MAX}) or all")
-        vlans.update(range(first, last + 1))
-    return frozenset(vlans)
-
-
-def format_vlans(vlans: Collection[int]) -> str:
-    """As `parse_vlans` reads them."""
-    ranges: list[list[int]] = []
-    for vlan in sorted(vlans):
-        if ranges and vlan == ranges[-1][1] + 1:
-            ranges[-1][1] = vlan
-        else:
-            ranges.append([vlan, vlan])
-    return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in ranges)
-
-
-@dataclass(frozen=True, slots=True)
-class Rules:
-    """What a port of a switch may do.
-
-    Without `vlan` and `trunk` it is plain: on the network of all plain ports, where tags are payload.
-
-    Attributes:
-        vlan: the VLAN it is in, 1 to 4094, without tags; with `trunk`: the one that has no tag there.
-        trunk: VLANs that it carries with tags.
-        isolated: reaches only ports that are not isolated.
-        pin_mac: the one address it may send from, and nobody else may.
-        learn: addresses that may be learnt on it.
-        send_pps: frames per second that whoever is plugged in may send; 0: no limit. Segments count as what they are
-            cut into.
-        send_bps: and bytes.
-        receive_pps: frames per second that are given to it.
-        receive_bps: and bytes.
-        flood_pps: frames per second it may send to everyone: broadcast, multicast, to addresses that are not known.
-        burst_ms: milliseconds' worth of the limits that pass at once, 1 to 1000.
-    """
-
-    vlan: int | None = None
-    trunk: Collection[int] = ()
-    isolated: bool = False
-    pin_mac: str | None = None
-    learn: int = 1024
-    send_pps: int = 0
-    send_bps: int = 0
-    receive_pps: int = 0
-    receive_bps: int = 0
-    flood_pps: int = 0
-    burst_ms: int = 10
-
-    def __post_init__(self) -> None:
-        for vlan in (*self.trunk, *(() if self.vlan is None else (self.vlan,))):
-            if not 1 <= vlan <= _VLAN_MAX:
-                raise ValueError(f"VLAN {vlan}: VLANs are 1 to {_VLAN_MAX}")
-        if self.pin_mac is not None:
-            parse_mac(self.pin_mac)
-        if not 0 <= self.learn <= lib.NET_SWITCH_ENTRIES_MAX:
-            raise ValueError(f"learn is {self.learn}; give 0 to {lib.NET_SWITCH_ENTRIES_MAX} addresses")
-        for name in _RATES:
-            if not 0 <= getattr(self, name) < 1 << 45:
-                raise ValueError(f"limit {name} is {getattr(self, name)}; give 0 (none) or more")
-        if not 1 <= self.burst_ms <= _BURST_MAX:
-            raise ValueError(f"burst_ms is {self.burst_ms}; give 1 to {_BURST_MAX}")
-
-    def _raw(self) -> Any:
-        raw = ffi.new("struct net_switch_config *")
-        raw.flags = lib.NET_SWITCH_ISOLATED * self.isolated | lib.NET_SWITCH_TRUNK * bool(self.trunk)
-        raw.vlan, raw.learn_max, raw.burst_ms = self.vlan or 0, self.learn, self.burst_ms
-        for vlan in self.trunk:
-            raw.trunk[vlan // 64] |= 1 << vlan % 64
-        if self.pin_mac is not None:
-            raw.flags |= lib.NET_SWITCH_PINNED
-            raw.mac = parse_mac(self.pin_mac)
-        raw.in_frames, raw.in_bytes, raw.in_floods = self.send_pps, self.send_bps, self.flood_pps
-        raw.out_frames, raw.out_bytes = self.receive_pps, self.receive_bps
-        return raw
-
-    def as_dict(self) -> dict[str, Any]:
-        """For the control socket: what is not as it is by default."""
-        out: dict[str, Any] = {name: rate for name in _RATES if (rate := getattr(self, name))}
-        if self.vlan is not None:
-            out["vlan"] = self.vlan
-        if self.trunk:
-            out["trunk"] = format_vlans(self.trunk)
-        if self.isolated:
-            out["isolated"] = True
-        if self.pin_mac is not None:
-            out["pin_mac"] = self.pin_mac
-        return out
+__all__ = ["Rules", "Switch", "SwitchPort", "SwitchStats", "TableEntry"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,6 +85,7 @@ class SwitchPort(NetLink):
         self._lent = lent  # the switch is known by name, and closed by whoever lets go of it last
         self._card: Net | None = None
         self._ptr: Any = None
+        self._capture: PortCapture | None = None
 
     @property
     def description(self) -> str:
@@ -218,7 +112,7 @@ class SwitchPort(NetLink):
         """
         if self._ptr is not None:
             with self.switch.parked():
-                self._check(lib.net_switch_port_set(self._ptr, rules._raw()), rules)
+                self._check(lib.net_switch_port_set(self._ptr, rules.raw()), rules)
         self._rules = rules
 
     @property
@@ -238,6 +132,17 @@ class SwitchPort(NetLink):
     def stats(self) -> NetStats:
         """What it has counted; in is what came from whoever is plugged in."""
         return NetStats() if self._ptr is None else NetStats.of(self._ptr)
+
+    @property
+    def capture(self) -> PortCapture:
+        """What passes the port, into files; out is what whoever is plugged in sent.
+
+        Raises:
+            LinkError: nothing is plugged in.
+        """
+        if self._capture is None:
+            raise LinkError(f"{self.description}: nothing is plugged in")
+        return self._capture
 
     @property
     def learnt(self) -> int:
@@ -260,7 +165,7 @@ class SwitchPort(NetLink):
         if self._ptr is None:
             error = ffi.new("int *")
             with self.switch.parked():
-                ptr = lib.net_switch_port_new(self.switch._open(), self._rules._raw(), error)
+                ptr = lib.net_switch_port_new(self.switch._open(), self._rules.raw(), error)
             if ptr == ffi.NULL:
                 if error[0] == -errno.ENOMEM:
                     raise MemoryError("no memory for a port of a switch")
@@ -268,10 +173,14 @@ class SwitchPort(NetLink):
             self._ptr = ptr
             lib.net_port_set_down(ptr, self._down)
             self.switch._ports.append(self)
+            self._capture = PortCapture(ptr, self.switch._workers, self.description)
         return PortPtr(self._ptr)
 
     def _unplug(self) -> None:
         if self._ptr is not None:
+            if self._capture is not None:
+                self._capture.close()
+                self._capture = None
             ptr, self._ptr = self._ptr, None
             self.switch._ports.remove(self)
             with self.switch.parked():
@@ -315,9 +224,24 @@ class SwitchPort(NetLink):
         """As `NetLink.run`."""
         await self.switch.run()
 
+    def port_capture(self, port: str) -> PortCapture:
+        """As `NetLink.port_capture`."""
+        return self.switch.port_capture(port)
+
     def controls(self) -> Mapping[str, Callable[..., Any]]:
         """As `NetLink.controls`."""
-        return {**self.switch.controls(), "set_port": self._set_port}
+        return {
+            **self.switch.controls(),
+            "set_port": self._set_port,
+            "uplink_add": self._uplink_add,
+            "uplink_remove": self.switch.remove_uplink,
+        }
+
+    async def _uplink_add(self, uplink: str) -> dict[str, Any]:
+        """Plug user or tap:NAME into the switch, as vhost net --uplink."""
+        from devices.net.links.uplink import Uplink
+
+        return (await Uplink.parse(uplink).plug(self.switch)).as_dict()
 
     def _set_port(
         self,
@@ -366,6 +290,7 @@ class SwitchPort(NetLink):
             "sent": stats["in"],
             "received": stats["out"],
             "dropped": stats["dropped"],
+            "capture": None if self._capture is None else self._capture.path,
         }
 
     def metrics(self) -> Iterable[Metric]:
@@ -388,6 +313,8 @@ class SwitchPort(NetLink):
             label = base | {"reason": reason}
             yield Metric("net_switch_dropped_total", "counter", "Frames that a port dropped.", n, label)
         yield Metric("net_switch_learnt", "gauge", "Addresses known at the port.", self.learnt, base)
+        if self._capture is not None:
+            yield from self._capture.metrics(base)
 
     async def aclose(self) -> None:
         """As `NetLink.aclose`; a switch that is known by name goes with its last port."""
@@ -497,6 +424,9 @@ class Switch(NetLink):
             return
         with self._worker.parked():
             yield
+
+    def _workers(self) -> Iterable[ring.Worker]:
+        return () if self._worker is None else (self._worker,)
 
     # Ports
 
@@ -654,6 +584,10 @@ class Switch(NetLink):
         with trio.CancelScope() as uplink.scope:
             await uplink.link.run()
         uplink.scope = None
+
+    def port_capture(self, port: str) -> PortCapture:
+        """As `NetLink.port_capture`."""
+        return self._named(port).capture
 
     def controls(self) -> Mapping[str, Callable[..., Any]]:
         """As `NetLink.controls`."""
