@@ -129,6 +129,5 @@ def _map(number: int, key: str, prepend: str) -> Iterator[XattrRule]:
 def _check(number: int, *names: str) -> None:
     for name in names:
         if "\0" in name or len(name.encode()) > _NAME_MAX:
-            raise ValueError(
-                f"xattrmap rule {number}: {name[:40]!r} is no beginning of a name ({_NAME_MAX} bytes at most)"
-            )
+            what = f"{name[:40]!r} cannot begin the name of an attribute ({_NAME_MAX} bytes at most)"
+            raise ValueError(f"xattrmap rule {number}: {what}")

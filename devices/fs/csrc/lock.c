@@ -17,7 +17,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/file.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "devices/fs/csrc/data_int.h"
@@ -30,14 +29,6 @@ enum {
 
 #define LOCK_EOF ((uint64_t)INT64_MAX)
 
-static uint64_t now_ns(void)
-{
-	struct timespec ts;
-
-	clock_gettime(CLOCK_MONOTONIC, &ts);
-	return (uint64_t)ts.tv_sec * 1000000000u + (uint64_t)ts.tv_nsec;
-}
-
 /* Somebody else holds it: ask again later, or not at all. */
 static int taken(struct fs_req *req, bool wait)
 {
@@ -46,13 +37,11 @@ static int taken(struct fs_req *req, bool wait)
 
 	if (!wait)
 		return -EAGAIN;
-	if (__atomic_load_n(&req->cancel, __ATOMIC_RELAXED))
-		return -EINTR;
 	if (pause > LOCK_PAUSE_MAX_NS)
 		pause = LOCK_PAUSE_MAX_NS;
 	if (tries < LOCK_TRIES_MASK)
 		tries++;
-	req->again_ns = ((now_ns() + pause) & ~(uint64_t)LOCK_TRIES_MASK) | tries;
+	req->again_ns = ((fs_now_ns() + pause) & ~(uint64_t)LOCK_TRIES_MASK) | tries;
 	return FS_AGAIN;
 }
 

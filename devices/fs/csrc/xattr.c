@@ -188,6 +188,14 @@ static ssize_t call_inode(struct pass *fs, struct pass_inode *inode, enum call c
 	return n;
 }
 
+int pass_xattr_set(struct pass *fs, int fd, const char *name, const void *value, size_t size)
+{
+	char host[256];
+	int rc = pass_xattr_to_host(fs, name, host);
+
+	return rc ? rc : (int)call_fd(fs, fd, CALL_SET, host, (void *)(uintptr_t)value, size, 0);
+}
+
 void pass_xattr_drop_caps(struct pass *fs, int fd)
 {
 	char name[256];
