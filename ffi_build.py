@@ -84,6 +84,10 @@ BLK_SOURCES = (
 NET_ALONE = ("load", "slirp")
 NET_CDEF = ("net.h", "switch.h", "fdlink.h", "capture.h")
 
+#: the file system's core; what is in the folder besides is the passthrough and the load generator
+FS_CORE = ("decode.c", "queue.c", "pool.c", "init.c", "server.c", "python.c")
+FS_CDEF = ("python.h", "pass.h", "sandbox.h")
+
 COMMON = {
     "include_dirs": ["."],
     "extra_compile_args": [*CFLAGS, *GLUE],
@@ -128,6 +132,8 @@ def modules() -> list[str]:
                 found.append("ffi_build.py:net_slirp")
             elif os.environ.get("VHOST_WITH_SLIRP") == "1":
                 raise SystemExit("VHOST_WITH_SLIRP=1 but pkg-config finds no libslirp 4.7; install libslirp-dev")
+    if (ROOT / "devices/fs/csrc/fs.h").exists():
+        found.append("ffi_build.py:fs")
     return found
 
 
@@ -203,4 +209,19 @@ def net_slirp() -> FFI:
         ["devices/net/csrc/slirp.h"],
         sources("devices/net/csrc", "slirp.c"),
         libraries=["slirp"],
+    )
+
+
+def fs() -> FFI:
+    """The virtio-fs data path: requests, and servers in C."""
+    folder = "devices/fs/csrc"
+    present = sorted(path.name for path in (ROOT / folder).glob("*.c") if not path.stem.startswith("load"))
+    if "pass.c" not in present:
+        present = [name for name in present if name in FS_CORE]
+    return extension(
+        "devices.fs._fs",
+        [f"{folder}/fs.h", *existing(folder, *FS_CDEF)],
+        sources(folder, *present) + RING_HOT,
+        libraries=[],
+        include=ring,
     )

@@ -21,6 +21,7 @@ MODULES = (
     "devices.net._net",
     "devices.net._load",
     "devices.net._slirp",
+    "devices.fs._fs",
 )
 
 HEAD = """\

@@ -1,0 +1,134 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * server.c - what all servers have, and one for tests.
+ */
+#include <stdlib.h>
+#include <string.h>
+
+#include "devices/fs/csrc/fs_int.h"
+
+int fs_server_init(struct fs_server *server, const struct fs_server_ops *ops, uint64_t can)
+{
+	server->ops = ops;
+	server->can = can;
+	server->minor = 0;
+	server->flags = 0;
+	server->queues = NULL;
+	atomic_store(&server->holder, NULL);
+	server->pool = fs_pool_new();
+	if (!server->pool)
+		return -ENOMEM;
+	pthread_mutex_init(&server->lock, NULL);
+	return 0;
+}
+
+void fs_server_exit(struct fs_server *server)
+{
+	fs_pool_free(server->pool);
+	pthread_mutex_destroy(&server->lock);
+}
+
+void fs_server_session(struct fs_server *server, struct fs_session *out)
+{
+	memset(out, 0, sizeof(*out));
+	out->minor = __atomic_load_n(&server->minor, __ATOMIC_RELAXED);
+	out->max_write = __atomic_load_n(&server->max_write, __ATOMIC_RELAXED);
+	out->flags = __atomic_load_n(&server->flags, __ATOMIC_RELAXED);
+	out->offered = __atomic_load_n(&server->offered, __ATOMIC_RELAXED);
+	out->driver_minor = __atomic_load_n(&server->driver_minor, __ATOMIC_RELAXED);
+	fs_pool_counts(server->pool, &out->threads, &out->waiting, &out->threads_max);
+}
+
+void fs_server_set_threads(struct fs_server *server, uint32_t max)
+{
+	fs_pool_set_max(server->pool, max);
+}
+
+void fs_server_reset(struct fs_server *server)
+{
+	if (!server->minor)
+		return;
+	server->minor = 0;
+	server->flags = 0;
+	server->ops->reset(server);
+}
+
+void fs_server_free(struct fs_server *server)
+{
+	if (server)
+		server->ops->free(server);
+}
+
+/* --- for tests -------------------------------------------------------------------------------------------------- */
+
+enum { NULL_PAUSE_NS = 1000000 };
+
+static int null_read(const struct fs_req *req)
+{
+	uint32_t i;
+
+	for (i = 0; i < req->nr_room; i++)
+		memset(req->room[i].base, 0, req->room[i].len);
+	return (int)req->room_len;
+}
+
+static int null_handle(struct fs_server *server, struct fs_req *req, bool pool)
+{
+	struct fuse_write_out *count;
+
+	(void)server;
+	switch (req->in.opcode) {
+	case FUSE_LOOKUP:
+		if (!strcmp(req->name, "wait")) {
+			req->again_ns = fs_now_ns() + NULL_PAUSE_NS;
+			return FS_AGAIN;
+		}
+		if (!strcmp(req->name, "stuck")) {	/* a thread that waits until it is interrupted */
+			struct timespec nap = { .tv_nsec = NULL_PAUSE_NS };
+
+			if (!pool)
+				return FS_SLOW;
+			while (!fs_cancelled(req))
+				nanosleep(&nap, NULL);
+			return -EINTR;
+		}
+		return !strcmp(req->name, "slow") && !pool ? FS_SLOW : -ENOENT;
+	case FUSE_READ:
+		req->in_place = true;
+		return null_read(req);
+	case FUSE_WRITE:
+		count = FS_OUT(req, fuse_write_out);
+		count->size = req->data_len;
+		count->padding = 0;
+		return sizeof(*count);
+	case FUSE_FORGET:
+	case FUSE_BATCH_FORGET:
+	case FUSE_NOTIFY_REPLY:
+		return FS_NONE;
+	default:
+		return -ENOSYS;
+	}
+}
+
+static void null_reset(struct fs_server *server)
+{
+	(void)server;
+}
+
+static void null_free(struct fs_server *server)
+{
+	fs_server_exit(server);
+	free(server);
+}
+
+struct fs_server *fs_null_new(uint64_t can)
+{
+	static const struct fs_server_ops ops = { .handle = null_handle, .reset = null_reset, .free = null_free };
+	struct fs_server *server = calloc(1, sizeof(*server));
+
+	if (server && fs_server_init(server, &ops, can) < 0) {
+		free(server);
+		server = NULL;
+	}
+	return server;
+}

@@ -1,0 +1,137 @@
+"""What answers the requests of a file system: in C (`NativeServer`), or a coroutine for each queue (`Server.run`)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, NewType
+
+from _cffi_backend import FFI
+
+from devices.fs._fs import ffi, lib
+
+if TYPE_CHECKING:
+    from types import TracebackType
+    from typing import Self
+
+    import ring
+    from vhost import Metric
+
+__all__ = ["NativeServer", "NullServer", "Server", "ServerPtr"]
+
+ServerPtr = NewType("ServerPtr", FFI.CData)  # struct fs_server *
+
+
+class Server:
+    """One guest's view of a file system. A subclass overrides what it needs.
+
+    Attributes:
+        description: what is served, in a few words, for logs.
+    """
+
+    description: str = "a file system"
+
+    async def run(self, queue: ring.Virtqueue) -> None:
+        """Answer the requests of one started queue, as `vhost.Device.run`; not called for a `NativeServer`."""
+        raise NotImplementedError
+
+    def reset(self) -> None:
+        """The guest went away: forget what it had open. No queue runs."""
+
+    async def background(self) -> None:
+        """Run beside the queues; cancelled at the end."""
+
+    def controls(self) -> Mapping[str, Callable[..., Any]]:
+        """Methods for the control socket, as `vhost.Device.controls`."""
+        return {}
+
+    def metrics(self) -> Iterable[Metric]:
+        """Values now."""
+        return ()
+
+    def info(self) -> dict[str, Any]:
+        """What it is, for the control socket."""
+        return {"server": self.description}
+
+    #: its state can be moved to another process: `save_state` and `load_state` work
+    migratable: bool = False
+
+    async def save_state(self) -> bytes:
+        """What the guest knows of it: inodes, open files, locks. Queues are stopped."""
+        raise NotImplementedError
+
+    async def load_state(self, state: bytes) -> None:
+        """Take over `state` (untrusted bytes). Raises: ValueError: not acceptable, in words."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Let go of everything; no queue runs. May be called again."""
+
+    async def aclose(self) -> None:
+        """As `close`."""
+        self.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+
+class NativeServer(Server):
+    """A server in C.
+
+    Args:
+        ptr: its ``struct fs_server *``, owned from now on.
+    """
+
+    def __init__(self, ptr: Any) -> None:
+        if ptr == ffi.NULL:
+            raise MemoryError("no memory for a file system")
+        self._ptr: ServerPtr | None = ServerPtr(ptr)
+
+    @property
+    def ptr(self) -> ServerPtr:
+        """The ``struct fs_server *``.
+
+        Raises:
+            RuntimeError: it was closed.
+        """
+        if self._ptr is None:
+            raise RuntimeError(f"{self.description} is closed")
+        return self._ptr
+
+    @property
+    def is_open(self) -> bool:
+        """It was not closed."""
+        return self._ptr is not None
+
+    def set_threads(self, most: int) -> None:
+        """Bound the threads for requests that may wait, 1 to 256."""
+        if not 1 <= most <= lib.FS_THREADS_MAX:
+            raise ValueError(f"{most} threads; give 1 to {lib.FS_THREADS_MAX}")
+        lib.fs_server_set_threads(self.ptr, most)
+
+    def reset(self) -> None:
+        """As `Server.reset`."""
+        lib.fs_server_reset(self.ptr)
+
+    def close(self) -> None:
+        """As `Server.close`."""
+        if self._ptr is not None:
+            ptr, self._ptr = self._ptr, None
+            lib.fs_server_free(ptr)
+
+    def __del__(self) -> None:
+        if getattr(self, "_ptr", None) is not None:
+            self.close()
+
+
+class NullServer(NativeServer):
+    """For tests of everything but a file system; see ``fs_null_new`` in fs.h."""
+
+    description = "null"
+
+    def __init__(self, can: int = 0) -> None:
+        super().__init__(lib.fs_null_new(can))
