@@ -61,7 +61,7 @@ dist: ## sdist and wheel in dist/
 	@rm -rf dist && $(PY) -m build
 
 clean: ## remove what was built, keep downloads and .venv
-	rm -rf build dist *.egg-info ring/_ring*.so ring/_ring.c devices/*/_*.so devices/*/_*.c .cache/extensions.stamp
+	rm -rf build dist *.egg-info ring/_ring*.so ring/_ring.c devices/*/_*.so devices/*/_*.c vhost/sandbox/_*.so vhost/sandbox/_*.c .cache/extensions.stamp
 	rm -rf .mypy_cache .ruff_cache .pytest_cache
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
 

@@ -21,8 +21,16 @@ ROOT = Path(__file__).parent
 os.chdir(ROOT)  # sources are relative: setuptools refuses absolute paths
 
 CFLAGS = [
-    "-std=gnu11", "-O2", "-g", "-fvisibility=hidden",
-    "-Wall", "-Wextra", "-Wshadow", "-Wconversion", "-Wvla", "-Wstrict-prototypes",
+    "-std=gnu11",
+    "-O2",
+    "-g",
+    "-fvisibility=hidden",
+    "-Wall",
+    "-Wextra",
+    "-Wshadow",
+    "-Wconversion",
+    "-Wvla",
+    "-Wstrict-prototypes",
 ]
 #: cffi's generated glue is not ours to clean up
 GLUE = ["-Wno-unused-parameter", "-Wno-sign-conversion", "-Wno-conversion", "-Wno-missing-field-initializers"]
@@ -69,16 +77,27 @@ def headers(*folders: str) -> list[str]:
 RING_HOT = sources("ring/csrc", "split.c", "packed.c", "chain.c", "walk.c", "translate.c", "log.c", "inflight.c")
 #: what only ``ring._ring`` holds: set-up, the driver side, the worker, the SIGBUS guard (process-wide, hence once)
 RING_CONTROL = sources(
-    "ring/csrc", "vq.c", "mem.c", "sigbus.c", "iotlb.c", "driver.c", "worker.c", "worker_loop.c", "gaps.c", "uring.c",
+    "ring/csrc",
+    "vq.c",
+    "mem.c",
+    "sigbus.c",
+    "iotlb.c",
+    "driver.c",
+    "worker.c",
+    "worker_loop.c",
+    "gaps.c",
+    "uring.c",
     "uffd.c",
 )
 RING_CDEF = [
-    "ring/csrc/mem.h", "ring/csrc/ring.h", "ring/csrc/worker.h", "ring/csrc/driver.h", "ring/csrc/uffd.h",
+    "ring/csrc/mem.h",
+    "ring/csrc/ring.h",
+    "ring/csrc/worker.h",
+    "ring/csrc/driver.h",
+    "ring/csrc/uffd.h",
 ]
 
-BLK_SOURCES = (
-    "blk.c", "request.c", "io.c", "inline.c", "throttle.c", "store_file.c", "store_mem.c", "store_fault.c"
-)
+BLK_SOURCES = ("blk.c", "request.c", "io.c", "inline.c", "throttle.c", "store_file.c", "store_mem.c", "store_fault.c")
 
 #: folder's sources that are extensions of their own
 NET_ALONE = ("load", "slirp")
@@ -87,6 +106,9 @@ NET_CDEF = ("net.h", "switch.h", "fdlink.h", "capture.h")
 #: the file system's core; what is in the folder besides is the passthrough and the load generator
 FS_CORE = ("decode.c", "queue.c", "pool.c", "init.c", "server.c", "python.c")
 FS_CDEF = ("python.h", "pass.h", "sandbox.h")
+
+#: library -> what is made of it
+SANDBOX_OPTIONAL = {"libseccomp": "sandbox_seccomp", "libcap-ng": "sandbox_caps"}
 
 COMMON = {
     "include_dirs": ["."],
@@ -113,7 +135,10 @@ ring = extension("ring._ring", RING_CDEF, RING_HOT + RING_CONTROL, libraries=["u
 
 def modules() -> list[str]:
     """The ``cffi_modules`` of this machine: optional ones only where their library is found."""
-    found = ["ffi_build.py:ring"]
+    found = ["ffi_build.py:ring", "ffi_build.py:sandbox_confine"]
+    for package, name in SANDBOX_OPTIONAL.items():
+        if pkg_config(package, "--exists") is not None:
+            found.append(f"ffi_build.py:{name}")
     if (ROOT / "devices/blk/csrc/load.h").exists():
         found.append("ffi_build.py:blk_load")
     if (ROOT / "devices/blk/csrc/blk.h").exists():
@@ -134,10 +159,34 @@ def modules() -> list[str]:
                 raise SystemExit("VHOST_WITH_SLIRP=1 but pkg-config finds no libslirp 4.7; install libslirp-dev")
     if (ROOT / "devices/fs/csrc/fs.h").exists():
         found.append("ffi_build.py:fs")
+    if (ROOT / "devices/fs/csrc/load.h").exists():
+        found.append("ffi_build.py:fs_load")
     return found
 
 
 # Device extensions are functions (cffi calls them): made on demand, one missing library does not spoil the others.
+
+
+def sandbox(name: str, *libraries: str) -> FFI:
+    """One part of the sandbox, of the source of that name."""
+    folder = "vhost/sandbox/csrc"
+    parts = [f"{folder}/{name}.h"], [f"{folder}/{name}.c"]
+    return extension(f"vhost.sandbox._{name}", *parts, libraries=list(libraries))
+
+
+def sandbox_confine() -> FFI:
+    """Namespaces, roots, Landlock: system calls only."""
+    return sandbox("confine")
+
+
+def sandbox_seccomp() -> FFI:
+    """A filter of system calls; needs libseccomp."""
+    return sandbox("seccomp", "seccomp")
+
+
+def sandbox_caps() -> FFI:
+    """Capabilities; needs libcap-ng."""
+    return sandbox("caps", "cap-ng")
 
 
 def blk() -> FFI:
@@ -209,6 +258,17 @@ def net_slirp() -> FFI:
         ["devices/net/csrc/slirp.h"],
         sources("devices/net/csrc", "slirp.c"),
         libraries=["slirp"],
+    )
+
+
+def fs_load() -> FFI:
+    """The load generator for file systems."""
+    return extension(
+        "devices.fs._load",
+        ["devices/fs/csrc/load.h"],
+        sources("devices/fs/csrc", "load.c", "load_req.c") + sources("ring/csrc", "driver.c"),
+        libraries=[],
+        include=ring,
     )
 
 

@@ -15,6 +15,9 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 MODULES = (
     "ring._ring",
+    "vhost.sandbox._confine",
+    "vhost.sandbox._seccomp",
+    "vhost.sandbox._caps",
     "devices.blk._blk",
     "devices.blk._load",
     "devices.blk._nbd",
@@ -22,6 +25,7 @@ MODULES = (
     "devices.net._load",
     "devices.net._slirp",
     "devices.fs._fs",
+    "devices.fs._load",
 )
 
 HEAD = """\
@@ -88,7 +92,8 @@ def stub_of(name: str) -> str:
             text = f"    def {symbol}(\n        self,\n{inner}    ) -> {returns}:\n"
         functions.append(f'{text}        """{ctype.cname}"""\n')
     body = "".join(constants) + ("\n" if constants and functions else "") + "".join(functions)
-    return f"{HEAD}{body or '    pass'}\nffi: _FFI\nlib: _Lib\n"
+    head = HEAD if constants else HEAD.replace("Any, Final", "Any")
+    return f"{head}{body or '    pass'}\nffi: _FFI\nlib: _Lib\n"
 
 
 def built(name: str) -> bool:

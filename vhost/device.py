@@ -29,6 +29,7 @@ from vhost.constants import ProtocolFeature
 
 if TYPE_CHECKING:
     import ring
+    from vhost.sandbox.confinement import Confinement
 
 __all__ = ["Device", "Discards", "Link", "Metric", "Source"]
 
@@ -211,6 +212,11 @@ class Device:
 
     def _overrides(self, method: str) -> bool:
         return getattr(type(self), method) is not getattr(Device, method)
+
+    @property
+    def confinement(self) -> Confinement | None:
+        """What it needs of the system once it is open, for `vhost.sandbox`; None: not known."""
+        return None
 
     # Configuration space
 

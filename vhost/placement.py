@@ -86,6 +86,16 @@ class WorkerPool:
         self._load = [0] * self._options.count
         self._alone: dict[Worker, int] = {}
         self._keys: dict[Hashable, tuple[Worker, int]] = {}
+        self._may_start = trio.Event()
+        self._may_start.set()
+
+    def hold(self) -> None:
+        """No thread is started until `go`: whoever takes a worker waits."""
+        self._may_start = trio.Event()
+
+    def go(self) -> None:
+        """Threads may start."""
+        self._may_start.set()
 
     @property
     def workers(self) -> list[Worker]:
@@ -102,6 +112,7 @@ class WorkerPool:
 
         Raises: OSError: its thread or io_uring could not be set up.
         """
+        await self._may_start.wait()
         key = device.worker_key(index)
         if key is not None and key in self._keys:
             return self._join(key)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import resource
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
 from importlib.metadata import version
 from typing import Any
@@ -16,7 +16,7 @@ from vhost import logs
 from vhost.config import Config, DeviceConfig, parse_cpus, parse_endpoint
 from vhost.constants import VirtioFeature
 from vhost.control import ControlServer, Methods
-from vhost.device import Metric
+from vhost.device import Device, Metric
 from vhost.errors import VhostError
 from vhost.metrics import exporter, prometheus_text
 from vhost.placement import WorkerOptions
@@ -82,6 +82,7 @@ async def _serve(config: Config) -> None:
         # stores are closed after the server has drained its queues: they are entered first
         devices = [(item, await stack.enter_async_context(item.type.open(item.values))) for item in config.devices]
         server = await stack.enter_async_context(open_server(workers=workers))
+        server.pool.hold()
         nursery = await stack.enter_async_context(trio.open_nursery())
         if endpoint is not None:
             host, port = endpoint
@@ -95,8 +96,24 @@ async def _serve(config: Config) -> None:
         if config.server["control"]:
             control = ControlServer(_methods(server), lambda: _device_methods(server))
             await nursery.start(control.serve, config.server["control"])
+        _seal(devices)
+        server.pool.go()
         await server.finished()  # sockets that were handed in connected end by themselves
         nursery.cancel_scope.cancel()
+
+
+def _seal(devices: Sequence[tuple[DeviceConfig, Device]]) -> None:
+    """Give up what no device needs, where all say what they do."""
+    needs = {item.name: device.confinement for item, device in devices}
+    known = [need for need in needs.values() if need is not None]
+    if not known:
+        return
+    if unknown := [name for name, need in needs.items() if need is None]:
+        log.warning("no sandbox: it is not known what %s needs; serve it by a process of its own", unknown[0])
+        return
+    from vhost.sandbox import seal
+
+    seal(known)
 
 
 async def _start(server: Server, item: DeviceConfig, device: Any) -> None:
