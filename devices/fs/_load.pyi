@@ -1,0 +1,102 @@
+# Written by tools/gen_stub.py from the built module; do not edit.
+
+from typing import Any, Final
+
+from _cffi_backend import FFI
+
+CData = FFI.CData
+
+class _FFI(FFI):
+    # what is made here is a struct, an array or a number: its fields are known to C only
+    def new(self, cdecl: Any, init: Any = ...) -> Any: ...
+    def cast(self, cdecl: Any, value: Any) -> Any: ...
+    def from_buffer(self, *args: Any, **kwargs: Any) -> Any: ...
+    def string(self, cdata: CData, maxlen: int = ...) -> Any: ...
+    def unpack(self, cdata: CData, length: int) -> Any: ...
+    def addressof(self, *args: Any) -> Any: ...
+    def gc(self, cdata: CData, destructor: Any, size: int = ...) -> Any: ...
+
+class _Lib:
+    FS_LOAD_CREATE: Final[int]
+    FS_LOAD_DEPTH: Final[int]
+    FS_LOAD_DRAIN: Final[int]
+    FS_LOAD_E_DATA: Final[int]
+    FS_LOAD_E_INODE: Final[int]
+    FS_LOAD_E_LENGTH: Final[int]
+    FS_LOAD_E_LISTING: Final[int]
+    FS_LOAD_E_RING: Final[int]
+    FS_LOAD_E_STATUS: Final[int]
+    FS_LOAD_E_UNIQUE: Final[int]
+    FS_LOAD_FORGETS: Final[int]
+    FS_LOAD_GETATTR: Final[int]
+    FS_LOAD_HIST: Final[int]
+    FS_LOAD_LIST: Final[int]
+    FS_LOAD_LOOKUP: Final[int]
+    FS_LOAD_NAME: Final[int]
+    FS_LOAD_ONCE: Final[int]
+    FS_LOAD_PIECES: Final[int]
+    FS_LOAD_QUEUES: Final[int]
+    FS_LOAD_READ: Final[int]
+    FS_LOAD_RUN: Final[int]
+    FS_LOAD_SLOT_BYTES: Final[int]
+    FS_LOAD_WRITE: Final[int]
+    RING_E_ADDR: Final[int]
+    RING_E_AVAIL: Final[int]
+    RING_E_DEVICE: Final[int]
+    RING_E_DUP: Final[int]
+    RING_E_FAULT: Final[int]
+    RING_E_HEAD: Final[int]
+    RING_E_ID: Final[int]
+    RING_E_INDIRECT: Final[int]
+    RING_E_INFLIGHT: Final[int]
+    RING_E_IOVECS: Final[int]
+    RING_E_LEN: Final[int]
+    RING_E_LOG: Final[int]
+    RING_E_LOOP: Final[int]
+    RING_E_NEXT: Final[int]
+    RING_E_NOREGION: Final[int]
+    RING_E_ORDER: Final[int]
+    RING_E_OVERLAP: Final[int]
+    RING_E_PERM: Final[int]
+    RING_E_RANGE: Final[int]
+    RING_E_RING: Final[int]
+    RING_E_SHORT: Final[int]
+    RING_E_SIZE: Final[int]
+    RING_E_SLOTS: Final[int]
+    RING_E_STATE: Final[int]
+    RING_MISS: Final[int]
+
+    def fs_load_add_queue(
+        self,
+        _0: CData,
+        _1: CData,
+        _2: int,
+        _3: int,
+        _4: CData,
+        _5: CData,
+        _6: int,
+        _7: int,
+        /,
+    ) -> int:
+        """int(*)(struct fs_load *, struct ring_drv *, int, int, struct fs_load_memory *, uint64_t *, uint32_t, uint32_t)"""
+    def fs_load_free(self, _0: CData, /) -> None:
+        """void(*)(struct fs_load *)"""
+    def fs_load_hist_value(self, _0: int, /) -> int:
+        """uint64_t(*)(uint32_t)"""
+    def fs_load_new(self, _0: CData, /) -> CData:
+        """struct fs_load *(*)(struct fs_load_config *)"""
+    def fs_load_run(self, _0: CData, _1: int, _2: int, /) -> int:
+        """int(*)(struct fs_load *, uint64_t, int)"""
+    def fs_load_set_files(self, _0: CData, _1: CData, _2: int, /) -> None:
+        """void(*)(struct fs_load *, struct fs_load_file *, uint32_t)"""
+    def fs_load_set_hiprio(self, _0: CData, _1: CData, _2: int, _3: CData, _4: int, /) -> int:
+        """int(*)(struct fs_load *, struct ring_drv *, int, void *, uint64_t)"""
+    def fs_load_set_op(self, _0: CData, _1: int, _2: int, /) -> None:
+        """void(*)(struct fs_load *, uint32_t, uint32_t)"""
+    def fs_load_stats(self, _0: CData, /) -> CData:
+        """struct fs_load_stats *(*)(struct fs_load *)"""
+    def fs_load_stop(self, _0: CData, /) -> None:
+        """void(*)(struct fs_load *)"""
+
+ffi: _FFI
+lib: _Lib

@@ -1,0 +1,84 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* load_int.h - inside of the load generator: slots and queues, requests and what is made of their replies. */
+#ifndef FS_LOAD_INT_H
+#define FS_LOAD_INT_H
+
+#include <stdbool.h>
+
+#include "devices/fs/csrc/load.h"
+#include "ring/csrc/measure.h"
+#include "ring/csrc/shm.h"
+
+/* An operation in flight, or what the next one goes on from. */
+struct load_slot {
+	uint64_t sent;		/* ticks; before the run's start: not measured */
+	uint64_t unique;
+	uint64_t node, fh;	/* CREATE: of the new file; LIST: fh of the open folder */
+	uint64_t offset;	/* READ, WRITE: of the block; LIST: where the listing goes on */
+	uint32_t file;
+	uint32_t step;		/* CREATE: which request of the operation */
+	uint32_t opcode;
+	uint64_t seen, sum;	/* LIST: entries since the beginning, and what their numbers add up to */
+};
+
+struct load_queue {
+	struct ring_drv *drv;
+	int kick_fd, call_fd;
+	SHM uint8_t *slots;
+	SHM uint8_t *data;
+	uint64_t slots_gpa, data_gpa, data_stride;
+	uint32_t number, total;
+	/* READ, WRITE in order: where it is */
+	uint32_t file;
+	uint64_t block;
+	bool over;		/* FS_LOAD_ONCE: went through all of them */
+	uint32_t nr_free;
+	uint32_t dirty;		/* added, not published */
+	uint16_t free[FS_LOAD_DEPTH];
+	struct load_slot slot[FS_LOAD_DEPTH];
+};
+
+/* The high-priority queue: requests without reply. */
+struct load_hiprio {
+	struct ring_drv *drv;
+	int kick_fd;
+	SHM uint8_t *slots;
+	uint64_t slots_gpa;
+	uint32_t nr_free;
+	uint32_t dirty;
+	uint16_t free[FS_LOAD_FORGETS];
+};
+
+struct fs_load {
+	struct fs_load_config cfg;
+	struct fs_load_stats stats;
+	const struct fs_load_file *files;
+	uint32_t nr_files;
+	uint64_t random;	/* state of the generator */
+	uint64_t unique;
+	uint64_t start;		/* of this run, ticks */
+	int mode;		/* FS_LOAD_RUN, ... */
+	uint64_t in_flight;	/* operations */
+	double ticks_per_ns;
+	/* open loop */
+	double interval;	/* ticks between operations */
+	double due;		/* of the next one */
+	uint32_t turn;		/* queue it goes to */
+	uint32_t nr_queues;
+	int broken;
+	int stop;		/* atomic */
+	struct load_hiprio hiprio;
+	struct load_queue *queues[FS_LOAD_QUEUES];
+};
+
+void load_fail(struct fs_load *load, uint64_t kind, uint64_t info);
+/* Choose what @slot's next operation is about. False: FS_LOAD_ONCE has nothing left for @q. */
+bool load_begin_op(struct fs_load *load, struct load_queue *q, struct load_slot *slot);
+/* Add the request of @nr's step to the ring. False: the ring is full. */
+bool load_request(struct fs_load *load, struct load_queue *q, uint16_t nr);
+/* Look at a reply of @len bytes. True: the operation is through; else its next request is to be sent. */
+bool load_reply(struct fs_load *load, struct load_queue *q, uint16_t nr, uint32_t len);
+/* Add a FORGET of one look-up to the high-priority queue, which may have to wait for room there. */
+void load_forget(struct fs_load *load, uint64_t node);
+
+#endif
