@@ -39,6 +39,8 @@ enum {
 	PASS_HANDLE_INLINE = 24,	/* bytes of a file handle in the slot: ext4 8, xfs 12, tmpfs 12, btrfs 20 */
 	PASS_MOUNTS = 4096,		/* places of the table of mounts, a power of two */
 	PASS_DIR_BYTES = 32768,		/* of getdents64 at once */
+	PASS_OWN_GROUPS = 64,		/* most supplementary groups of this process */
+	PASS_OVERFLOW_ID = 65534,	/* who the guest must not see */
 };
 
 #define PASS_ROOT_ID 1ull		/* FUSE_ROOT_ID */
@@ -54,7 +56,7 @@ struct pass_mount {
 	int fd;				/* for open_by_handle_at(); -1: not open */
 	_Atomic int handles;		/* 1: yes; 0: not tried; -errno: none */
 	bool waits;			/* on the network: any call may wait long */
-	bool btime;			/* inode numbers are told apart by their time of birth when they are used again */
+	bool btime;			/* a time of birth tells files apart that had the same inode number */
 };
 
 /* A file that the guest knows. About 96 bytes: there are millions. */
@@ -93,7 +95,7 @@ struct pass_file {
 	bool is_dir;
 	bool direct;			/* io.c: O_DIRECT on the host */
 	struct pass_inode *inode;	/* a reference is held */
-	struct pass_dir *dir;		/* folders; dir.c */
+	_Atomic(struct pass_dir *) dir;	/* folders that were read; dir.c */
 	_Atomic uint8_t flock;		/* lock.c: LOCK_SH or LOCK_EX that it holds; 0: none */
 };
 
@@ -124,6 +126,7 @@ struct pass_fds {
 	uint32_t nr_spare;
 	uint32_t size;
 	uint32_t hand;
+	_Atomic uint32_t kept;		/* places in use */
 	_Atomic uint32_t pinned;	/* fds of inodes without a handle */
 	_Atomic uint64_t opened, evicted, scarce;
 };
@@ -134,7 +137,6 @@ struct pass {
 	int root_fd;			/* O_PATH */
 	int proc_fd;			/* /proc/self/fd */
 	bool privileged;		/* may act as others: CAP_SETUID, CAP_SETGID, CAP_CHOWN */
-	bool own_ids;			/* fsuid and fsgid are the ones below */
 	uint32_t own_uid, own_gid;
 	uint32_t root_mount;
 	struct pass_inode *root;
@@ -144,6 +146,7 @@ struct pass {
 	struct pass_fds fds;
 	pthread_mutex_t mount_lock;
 	struct pass_mount *mounts;	/* PASS_MOUNTS */
+	uint32_t nr_mounts;		/* mount_lock */
 	_Atomic uint64_t stale;
 	_Atomic uint64_t nr_locks;	/* lock.c */
 };
@@ -204,6 +207,8 @@ struct pass_where {
  * @stx is renewed where another file had the name in the meantime. -ENOENT: the name went; -ENFILE, -ENOMEM …
  */
 int pass_inode_learn(struct pass *fs, struct statx *stx, struct pass_where where, struct pass_inode **out);
+/* Likewise, but only if the guest knows it already; else NULL. */
+struct pass_inode *pass_inode_known(struct pass *fs, const struct statx *stx);
 /* The guest forgets @n lookups of it; the caller holds a reference. */
 void pass_inode_forget(struct pass *fs, struct pass_inode *inode, uint64_t n);
 
@@ -227,8 +232,8 @@ void pass_mounts_free(struct pass *fs);
 int pass_inode_fd(struct pass *fs, struct pass_inode *inode);
 void pass_inode_fd_put(struct pass *fs, struct pass_inode *inode, int fd);
 /*
- * Open it anew (O_CLOEXEC, O_NOFOLLOW, O_NONBLOCK added as needed; no O_CREAT), the caller's fd. -EACCES, -ELOOP: it is
- * neither a regular file nor a folder.
+ * Open it anew (O_CLOEXEC and O_NOCTTY are added; no O_CREAT), the caller's fd. -EACCES, -ELOOP: it is neither a regular file
+ * nor a folder.
  */
 int pass_inode_open(struct pass *fs, struct pass_inode *inode, int flags);
 /* "/proc/self/fd/N" below fs->proc_fd: the name for calls that take a path and no AT_EMPTY_PATH. */
@@ -266,17 +271,20 @@ struct pass_cred {
 	bool groups;
 	bool mask;
 	bool caps;
-	uint32_t nr_groups;
+	uint32_t nr_own;
 	uint32_t uid, gid;
 	mode_t umask;
 	uint64_t effective;		/* capabilities */
+	gid_t own[PASS_OWN_GROUPS];
 };
 
+void pass_cred_init(struct pass *fs);
+
 /*
- * This thread makes files as @req's user, group and groups do, with @umask; until pass_cred_leave(). 0; -EPERM: that
- * user is forbidden; -errno.
+ * This thread makes files as @req's user, group and groups do, with @umask; until pass_cred_leave(). @strict: it may do
+ * no more than they may, even where their groups are not known. 0; -EPERM: that user is forbidden; -errno.
  */
-int pass_cred_enter(struct pass *fs, const struct fs_req *req, mode_t umask, struct pass_cred *cred);
+int pass_cred_enter(struct pass *fs, const struct fs_req *req, mode_t umask, bool strict, struct pass_cred *cred);
 void pass_cred_leave(struct pass *fs, struct pass_cred *cred);
 /* This thread is without CAP_FSETID, so that the host clears SUID and SGID; until pass_cred_leave(). 0, -errno. */
 int pass_cred_no_fsetid(struct pass *fs, struct pass_cred *cred);
@@ -293,13 +301,28 @@ uint32_t pass_gid_to_guest(const struct pass *fs, uint32_t gid);
 
 /* statx(2), links not followed, no automounts. 0 or -errno. */
 int pass_statx(int fd, const char *name, struct statx *stx);
+/* A time as the two fields of a reply. */
+static inline void pass_time(uint64_t ns, uint64_t *sec, uint32_t *nsec)
+{
+	*sec = ns / 1000000000;
+	*nsec = (uint32_t)(ns % 1000000000);
+}
+
 /* What the guest sees of it. */
 void pass_attr(const struct pass *fs, const struct statx *stx, struct fuse_attr *attr);
 
 /* --- lookup.c -------------------------------------------------------------------------------------------------- */
 
-/* 0; -EINVAL: empty, ".", "..", or with a '/'; -ENAMETOOLONG. */
-int pass_name_ok(const char *name, uint32_t len);
+/* The one name below a folder that a call may have: not empty, ".", "..", nothing with a '/'. */
+static inline bool pass_name_ok(const char *name, uint32_t len)
+{
+	if (fs_unlikely(len == 0 || len > FS_NAME_MAX))
+		return false;
+	if (fs_unlikely(name[0] == '.' && (len == 1 || (len == 2 && name[1] == '.'))))
+		return false;
+	return memchr(name, '/', len) == NULL;
+}
+
 /* Look @name up below @parent, whose fd is @dir_fd; the guest knows it once more. Fills @out. 0 or -errno. */
 int pass_lookup_at(struct pass *fs, const struct pass_inode *parent, int dir_fd, const char *name,
 		   struct fuse_entry_out *out);
@@ -311,7 +334,8 @@ void pass_entry_fill(const struct pass *fs, const struct pass_inode *parent, con
 
 /* --- dir.c ----------------------------------------------------------------------------------------------------- */
 
-void pass_dir_free(struct pass_dir *dir);
+/* What was read ahead of it. */
+void pass_dir_free(struct pass_file *file);
 
 /* --- io.c ------------------------------------------------------------------------------------------------------ */
 
@@ -334,6 +358,9 @@ int pass_xattr_to_host(const struct pass *fs, const char *name, char out[256]);
  * security.capability has another name there.
  */
 void pass_xattr_drop_caps(struct pass *fs, int fd);
+
+/* The guest's @name of what @fd (O_PATH or open) stands for: 0 or -errno. */
+int pass_xattr_set(struct pass *fs, int fd, const char *name, const void *value, size_t size);
 
 /* --- opcodes --------------------------------------------------------------------------------------------------- */
 

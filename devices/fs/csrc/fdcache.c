@@ -1,0 +1,314 @@
+// SPDX-License-Identifier: Apache-2.0
+/*
+ * fdcache.c - how inodes are reached: O_PATH fds that handles can bring back, in a clock of bounded size (second chance),
+ * and fds that stay open where there is no handle.
+ *
+ * pass_inode.fdword is users << 32 | recent << 31 | fd + 1. Whoever uses the fd counts as a user; the clock closes
+ * what has none and was not used since its hand came by last. Fds are put into and taken out of the word with the clock's lock
+ * held, users come and go without.
+ */
+#include "devices/fs/csrc/pass_int.h"
+
+#include <stdlib.h>
+
+#define FD_USER (1ull << 32)
+#define FD_RECENT (1ull << 31)
+#define FD_MASK (FD_RECENT - 1)
+#define NO_PLACE UINT32_MAX
+
+enum {
+	RELIEF = 32,			/* fds closed when the system has no more */
+};
+
+const char *pass_fd_name(int fd, char name[16])
+{
+	char *at = name + 15;
+	unsigned n = (unsigned)fd;
+
+	*at = '\0';
+	do
+		*--at = (char)('0' + n % 10);
+	while ((n /= 10) != 0);
+	return at;
+}
+
+int pass_fds_init(struct pass *fs)
+{
+	struct pass_fds *fds = &fs->fds;
+
+	fds->size = fs->opt.max_fds;
+	fds->ring = calloc(fds->size, sizeof(*fds->ring));
+	fds->spare = calloc(fds->size, sizeof(*fds->spare));
+	if (fds->ring == NULL || fds->spare == NULL)
+		return -ENOMEM;
+	while (fds->nr_spare < fds->size) {
+		fds->spare[fds->nr_spare] = fds->size - 1 - fds->nr_spare;
+		fds->nr_spare++;
+	}
+	return 0;
+}
+
+void pass_fds_free(struct pass *fs)
+{
+	free(fs->fds.ring);
+	free(fs->fds.spare);
+	pthread_mutex_destroy(&fs->fds.lock);
+}
+
+/* Under the lock: the fd of the inode at @place if nobody uses it, else -1. @force: even if it was used of late. */
+static int take_from(struct pass *fs, uint32_t place, bool force)
+{
+	struct pass_inode *inode = pass_table_slot(&fs->inodes, fs->fds.ring[place]);
+	uint64_t word;
+
+	if (inode == NULL)
+		return -1;
+	word = atomic_load_explicit(&inode->fdword, memory_order_relaxed);
+	for (;;) {
+		uint64_t left = 0;
+
+		if (word >= FD_USER)
+			return -1;
+		if (word & FD_RECENT && !force)
+			left = word & ~FD_RECENT;
+		if (!atomic_compare_exchange_weak_explicit(&inode->fdword, &word, left, memory_order_acq_rel,
+							   memory_order_relaxed))
+			continue;
+		if (left != 0)
+			return -1;
+		inode->place = NO_PLACE;
+		fs->fds.ring[place] = 0;
+		return (int)(word & FD_MASK) - 1;
+	}
+}
+
+/* Under the lock: one place less in use, its fd for the caller to close; -1: all are in use at this moment. */
+static int evict(struct pass *fs, uint32_t *place)
+{
+	struct pass_fds *fds = &fs->fds;
+
+	for (uint32_t i = 0; i < 2 * fds->size; i++) {
+		uint32_t at = fds->hand;
+		int fd = take_from(fs, at, i >= fds->size);
+
+		fds->hand = at + 1 < fds->size ? at + 1 : 0;
+		if (fd < 0)
+			continue;
+		*place = at;
+		atomic_fetch_add_explicit(&fds->evicted, 1, memory_order_relaxed);
+		return fd;
+	}
+	return -1;
+}
+
+bool pass_fds_relieve(struct pass *fs, int error)
+{
+	struct pass_fds *fds = &fs->fds;
+	int fd[RELIEF], n = 0;
+
+	if (error != -EMFILE && error != -ENFILE)
+		return false;
+	atomic_fetch_add_explicit(&fds->scarce, 1, memory_order_relaxed);
+	pthread_mutex_lock(&fds->lock);
+	while (n < RELIEF && fds->nr_spare < fds->size) {
+		uint32_t place;
+
+		fd[n] = evict(fs, &place);
+		if (fd[n] < 0)
+			break;
+		fds->spare[fds->nr_spare++] = place;
+		atomic_fetch_sub_explicit(&fds->kept, 1, memory_order_relaxed);
+		n++;
+	}
+	pthread_mutex_unlock(&fds->lock);
+	for (int i = 0; i < n; i++)
+		close(fd[i]);
+	return n > 0;
+}
+
+/* Under the lock: @fd becomes the inode's, with one user. False: no place, the clock's fds are all in use. */
+static bool put_into(struct pass *fs, struct pass_inode *inode, int fd, int *old)
+{
+	struct pass_fds *fds = &fs->fds;
+	uint32_t place;
+
+	*old = -1;
+	if (fds->nr_spare > 0) {
+		place = fds->spare[--fds->nr_spare];
+		atomic_fetch_add_explicit(&fds->kept, 1, memory_order_relaxed);
+	} else {
+		*old = evict(fs, &place);
+		if (*old < 0)
+			return false;
+	}
+	fds->ring[place] = inode->index;
+	inode->place = place;
+	atomic_store_explicit(&inode->fdword, FD_USER | ((uint64_t)fd + 1), memory_order_release);
+	return true;
+}
+
+int pass_open_path(struct pass *fs, struct pass_where where)
+{
+	char name[16];
+	int fd;
+
+	do {
+		if (where.name != NULL)
+			fd = openat(where.dir_fd, where.name, O_PATH | O_NOFOLLOW | O_CLOEXEC);
+		else
+			fd = openat(fs->proc_fd, pass_fd_name(where.dir_fd, name), O_PATH | O_CLOEXEC);
+	} while (fd < 0 && pass_fds_relieve(fs, -errno));
+	return fd < 0 ? -errno : fd;
+}
+
+static int open_handle(struct pass *fs, struct pass_inode *inode, int flags)
+{
+	union {
+		struct file_handle h;
+		uint8_t room[sizeof(struct file_handle) + MAX_HANDLE_SZ];
+	} u;
+	int fd;
+
+	u.h.handle_bytes = inode->handle_len;
+	u.h.handle_type = inode->handle_type;
+	memcpy(u.h.f_handle, inode->handle_len > PASS_HANDLE_INLINE ? inode->handle_far : inode->handle,
+	       inode->handle_len);
+	do
+		fd = open_by_handle_at(pass_inode_mount(fs, inode)->fd, &u.h, flags | O_CLOEXEC);
+	while (fd < 0 && pass_fds_relieve(fs, -errno));
+	return fd < 0 ? -errno : fd;
+}
+
+/* It cannot be reached any more; whoever finds the file again gets another inode. */
+static int gone(struct pass *fs, struct pass_inode *inode)
+{
+	if (!atomic_exchange(&inode->gone, 1))
+		atomic_fetch_add_explicit(&fs->stale, 1, memory_order_relaxed);
+	return -ESTALE;
+}
+
+/* An O_PATH fd by its handle. The first time: the name may have changed hands between its statx and its handle. */
+static int open_again(struct pass *fs, struct pass_inode *inode)
+{
+	int fd = open_handle(fs, inode, O_PATH | O_NOFOLLOW);
+
+	if (fd == -ESTALE)
+		return gone(fs, inode);
+	if (fd < 0)
+		return fd;
+	atomic_fetch_add_explicit(&fs->fds.opened, 1, memory_order_relaxed);
+	if (!atomic_load_explicit(&inode->checked, memory_order_acquire)) {
+		struct statx stx;
+		int err = pass_statx(fd, NULL, &stx);
+
+		if (err == 0 && (stx.stx_ino != inode->ino || stx.stx_mode >> 12 != inode->type))
+			err = gone(fs, inode);
+		if (err < 0) {
+			close(fd);
+			return err;
+		}
+		atomic_store_explicit(&inode->checked, 1, memory_order_release);
+	}
+	return fd;
+}
+
+/* The inode's fd with one more user, or -1: it has none now. */
+static int use(struct pass_inode *inode)
+{
+	uint64_t word = atomic_load_explicit(&inode->fdword, memory_order_relaxed);
+
+	while ((word & FD_MASK) != 0)
+		if (atomic_compare_exchange_weak_explicit(&inode->fdword, &word, (word + FD_USER) | FD_RECENT,
+							  memory_order_acquire, memory_order_relaxed))
+			return (int)(word & FD_MASK) - 1;
+	return -1;
+}
+
+int pass_inode_fd(struct pass *fs, struct pass_inode *inode)
+{
+	int fd = use(inode), mine, old = -1;
+
+	if (fs_likely(fd >= 0))
+		return fd;
+	mine = open_again(fs, inode);
+	if (mine < 0)
+		return mine;
+	pthread_mutex_lock(&fs->fds.lock);
+	fd = use(inode);		/* somebody else was quicker */
+	if (fd >= 0)
+		old = mine;
+	else if (put_into(fs, inode, mine, &old))
+		fd = mine;
+	else
+		fd = mine;		/* pass_inode_fd_put() closes it */
+	pthread_mutex_unlock(&fs->fds.lock);
+	if (old >= 0)
+		close(old);
+	return fd;
+}
+
+void pass_inode_fd_put(struct pass *fs, struct pass_inode *inode, int fd)
+{
+	(void)fs;
+	/* users keep it in the word: another number means that there was no place for it */
+	if (fs_likely((atomic_load_explicit(&inode->fdword, memory_order_relaxed) & FD_MASK) == (uint64_t)fd + 1))
+		atomic_fetch_sub_explicit(&inode->fdword, FD_USER, memory_order_release);
+	else
+		close(fd);
+}
+
+int pass_inode_fd_pin(struct pass *fs, struct pass_inode *inode, int fd)
+{
+	if (atomic_fetch_add(&fs->fds.pinned, 1) >= fs->opt.max_fds) {
+		atomic_fetch_sub(&fs->fds.pinned, 1);
+		return -ENFILE;
+	}
+	atomic_fetch_add_explicit(&fs->fds.opened, 1, memory_order_relaxed);
+	inode->place = NO_PLACE;
+	inode->handle_len = 0;
+	atomic_store_explicit(&inode->fdword, (uint64_t)fd + 1, memory_order_release);
+	return 0;
+}
+
+void pass_inode_fd_drop(struct pass *fs, struct pass_inode *inode)
+{
+	struct pass_fds *fds = &fs->fds;
+	uint64_t word;
+
+	if (atomic_load_explicit(&inode->fdword, memory_order_acquire) == 0)
+		return;
+	/* the clock may be looking at it */
+	pthread_mutex_lock(&fds->lock);
+	word = atomic_exchange_explicit(&inode->fdword, 0, memory_order_acq_rel);
+	if (word != 0 && inode->handle_len != 0) {
+		fds->ring[inode->place] = 0;
+		fds->spare[fds->nr_spare++] = inode->place;
+		atomic_fetch_sub_explicit(&fds->kept, 1, memory_order_relaxed);
+		inode->place = NO_PLACE;
+	} else if (word != 0) {
+		atomic_fetch_sub(&fds->pinned, 1);
+	}
+	pthread_mutex_unlock(&fds->lock);
+	if (word != 0)
+		close((int)(word & FD_MASK) - 1);
+}
+
+int pass_inode_open(struct pass *fs, struct pass_inode *inode, int flags)
+{
+	mode_t type = pass_inode_type(inode);
+	char name[16];
+	int fd, path;
+
+	if (type != S_IFREG && type != S_IFDIR)
+		return type == S_IFLNK ? -ELOOP : -EACCES;
+	flags = (flags & ~(O_CREAT | O_EXCL | O_NOFOLLOW)) | O_CLOEXEC | O_NOCTTY;
+	path = pass_inode_fd(fs, inode);
+	if (path < 0)
+		return path;
+	do
+		fd = openat(fs->proc_fd, pass_fd_name(path, name), flags);
+	while (fd < 0 && pass_fds_relieve(fs, -errno));
+	fd = fd < 0 ? -errno : fd;
+	pass_inode_fd_put(fs, inode, path);
+	return fd;
+}

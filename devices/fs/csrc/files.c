@@ -1,0 +1,79 @@
+// SPDX-License-Identifier: Apache-2.0
+/*
+ * files.c - open files and folders: what an fh of the guest stands for.
+ */
+#include "devices/fs/csrc/pass_int.h"
+
+struct pass_file *pass_file_get(struct pass *fs, uint64_t fh)
+{
+	return pass_table_get(&fs->files, fh);
+}
+
+void pass_file_put(struct pass *fs, struct pass_file *file)
+{
+	uint64_t was = atomic_fetch_sub_explicit(&file->word, 1, memory_order_acq_rel);
+
+	if (fs_likely((uint32_t)was != 1))
+		return;
+	close(file->fd);
+	if (file->is_dir)
+		pass_dir_free(file);
+	pass_inode_put(fs, file->inode);
+	pass_table_release(&fs->files, file);
+}
+
+int pass_file_new(struct pass *fs, struct pass_inode *inode, int fd, int flags, uint64_t *fh)
+{
+	struct pass_file *file = pass_table_alloc(&fs->files);
+	uint64_t word;
+
+	if (file == NULL)
+		return -ENFILE;
+	file->fd = fd;
+	file->flags = flags;
+	file->is_dir = pass_inode_type(inode) == S_IFDIR;
+	file->direct = flags & O_DIRECT;
+	atomic_store_explicit(&file->dir, NULL, memory_order_relaxed);
+	file->inode = inode;
+	pass_inode_hold(inode);
+	atomic_store_explicit(&file->flock, 0, memory_order_relaxed);
+	atomic_store_explicit(&file->open, true, memory_order_relaxed);
+	word = atomic_load_explicit(&file->word, memory_order_relaxed);
+	*fh = word | file->index;	/* no references yet: the lower half is free */
+	atomic_store_explicit(&file->word, word + 1, memory_order_release);
+	return 0;
+}
+
+bool pass_file_release(struct pass *fs, struct pass_file *file)
+{
+	if (!atomic_exchange(&file->open, false))
+		return false;
+	pass_file_put(fs, file);
+	return true;
+}
+
+int pass_files_init(struct pass *fs)
+{
+	return pass_table_init(&fs->files, sizeof(struct pass_file), offsetof(struct pass_file, index),
+			       offsetof(struct pass_file, next), fs->opt.max_files);
+}
+
+void pass_files_reset(struct pass *fs)
+{
+	uint32_t top = atomic_load(&fs->files.top);
+
+	for (uint32_t i = 1; i < top; i++) {
+		struct pass_file *file = pass_table_slot(&fs->files, i);
+
+		if ((uint32_t)atomic_load(&file->word) != 0)
+			pass_file_release(fs, file);
+	}
+}
+
+void pass_files_free(struct pass *fs)
+{
+	if (fs->files.chunks == NULL)
+		return;
+	pass_files_reset(fs);
+	pass_table_free(&fs->files);
+}
