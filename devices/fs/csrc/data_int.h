@@ -24,6 +24,9 @@ static inline bool pass_file_waits(struct pass *fs, const struct pass_file *file
 
 /* --- lock.c ---------------------------------------------------------------------------------------------------- */
 
+/* Somebody else has it, and nobody waits: FS_AGAIN, after a pause that grows. */
+int pass_again(struct fs_req *req);
+
 struct lock_range {
 	uint64_t start;
 	uint64_t end;		/* inclusive; INT64_MAX: up to the end, however far that is */

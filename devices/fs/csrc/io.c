@@ -64,16 +64,16 @@ static bool is_big(struct pass *fs, struct pass_inode *inode)
 	return big;
 }
 
-static int open_inode(struct pass *fs, struct pass_inode *inode, int *flags, bool pool)
+static int open_inode(struct pass *fs, struct fs_req *req, struct pass_inode *inode, int *flags)
 {
-	/* somebody's lease would be waited for */
-	int fd = pass_inode_open(fs, inode, *flags | (pool ? 0 : O_NONBLOCK));
+	/* whoever has a lease on it is told, and given time to let go */
+	int fd = pass_inode_open(fs, inode, *flags | O_NONBLOCK);
 
-	if (fd == -EWOULDBLOCK && !pool)
-		return FS_SLOW;
+	if (fd == -EWOULDBLOCK)
+		return pass_again(req);
 	if (fd == -EINVAL && (*flags & O_DIRECT)) {	/* the file system has none: the page cache does it */
 		*flags &= ~O_DIRECT;
-		fd = pass_inode_open(fs, inode, *flags);
+		fd = pass_inode_open(fs, inode, *flags | O_NONBLOCK);
 	}
 	return fd;
 }
@@ -97,7 +97,7 @@ int pass_open(struct pass *fs, struct fs_req *req, struct pass_inode *inode, boo
 		if (rc)
 			return rc;
 	}
-	fd = open_inode(fs, inode, &flags, pool);
+	fd = open_inode(fs, req, inode, &flags);
 	pass_cred_leave(fs, &cred);
 	if (fd < 0)
 		return fd;
@@ -354,6 +354,8 @@ static int append_flags(const struct fuse_write_in *in, const struct pass_file *
 
 	if (in->write_flags & FUSE_WRITE_CACHE)
 		want = false;
+	else if (!in->flags)
+		want = have;	/* a driver that does not say */
 	if (want == have)
 		return 0;
 	return want ? RWF_APPEND : RWF_NOAPPEND;

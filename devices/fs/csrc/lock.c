@@ -29,14 +29,11 @@ enum {
 
 #define LOCK_EOF ((uint64_t)INT64_MAX)
 
-/* Somebody else holds it: ask again later, or not at all. */
-static int taken(struct fs_req *req, bool wait)
+int pass_again(struct fs_req *req)
 {
 	uint64_t tries = req->again_ns & LOCK_TRIES_MASK;
 	uint64_t pause = (uint64_t)LOCK_PAUSE_NS << (tries > 5 ? 5 : tries);
 
-	if (!wait)
-		return -EAGAIN;
 	if (pause > LOCK_PAUSE_MAX_NS)
 		pause = LOCK_PAUSE_MAX_NS;
 	if (tries < LOCK_TRIES_MASK)
@@ -307,7 +304,7 @@ static int set_flock(struct fs_req *req, struct pass_file *file, uint32_t type, 
 	int op = type == F_RDLCK ? LOCK_SH : type == F_WRLCK ? LOCK_EX : LOCK_UN;
 
 	if (flock(file->fd, op | LOCK_NB) < 0)
-		return errno == EWOULDBLOCK ? taken(req, wait) : -errno;
+		return errno != EWOULDBLOCK ? -errno : wait ? pass_again(req) : -EAGAIN;
 	atomic_store_explicit(&file->flock, (uint8_t)(op & ~LOCK_UN), memory_order_relaxed);
 	return 0;
 }
@@ -339,8 +336,8 @@ static int set_lock(struct pass *fs, struct fs_req *req, bool pool, bool wait)
 			rc = -EBADF;
 		else
 			rc = pass_locks_set(fs, file->inode, in->owner, &range, in->lk.pid);
-		if (rc == -EAGAIN)
-			rc = taken(req, wait);
+		if (rc == -EAGAIN && wait)
+			rc = pass_again(req);
 	}
 	pass_file_put(fs, file);
 	return rc;
