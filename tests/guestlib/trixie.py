@@ -1,4 +1,4 @@
-"""libblkio, a vhost-user-blk client of its own kind, QEMU's tools on it, and passt: Debian has them from trixie on.
+"""libblkio, a vhost-user-blk client of its own kind, QEMU's tools on it, passt, virtiofsd: Debian's from trixie on.
 
 Nothing is installed: the packages are unpacked into the cache. Where the release is older, its sources are the
 machine's own with the suite renamed; libblkio asks for nothing newer than what bookworm has.
@@ -105,9 +105,7 @@ def passt() -> tuple[str, ...]:
                 PASST.mkdir(parents=True, exist_ok=True)
                 failed.write_text(f"no passt with vhost-user: {error}")
                 raise AssetError(failed.read_text()) from error
-    libraries = next(PASST.glob("root/usr/lib/*/libc.so.6")).parent
-    loader = next(libraries.glob("ld-linux*.so.*"), None) or next((PASST / "root/usr/lib64").glob("ld-linux*.so.*"))
-    return (str(loader), "--library-path", str(libraries), str(PASST / "root/usr/bin/passt"))
+    return _loaded(PASST / "root", "usr/bin/passt")
 
 
 def _fetch_passt() -> None:
@@ -115,6 +113,38 @@ def _fetch_passt() -> None:
     with _lists():
         debian.unpack(_closure("passt"), PASST / "root", state="trixie")
     (PASST / "ready").touch()
+
+
+VIRTIOFSD = CACHE / "virtiofsd"
+#: what its package wants only for setting up user namespaces
+_NOT_NEEDED = ("uidmap", "debconf", "cdebconf")
+
+
+def virtiofsd() -> tuple[str, ...]:
+    """The first words of virtiofsd in Rust: trixie's, or a newer release's own. Raises: AssetError."""
+    with locked("virtiofsd"):
+        failed = VIRTIOFSD / "unavailable"
+        if failed.exists() and time.time() - failed.stat().st_mtime < PATIENCE:
+            raise AssetError(failed.read_text())
+        if not (VIRTIOFSD / "ready").exists():
+            try:
+                shutil.rmtree(VIRTIOFSD, ignore_errors=True)
+                with _lists():
+                    packages = [name for name in _closure("virtiofsd") if name not in _NOT_NEEDED]
+                    debian.unpack(packages, VIRTIOFSD / "root", state="trixie")
+                (VIRTIOFSD / "ready").touch()
+            except AssetError as error:
+                VIRTIOFSD.mkdir(parents=True, exist_ok=True)
+                failed.write_text(f"no virtiofsd in Rust: {error}")
+                raise AssetError(failed.read_text()) from error
+    return _loaded(VIRTIOFSD / "root", "usr/libexec/virtiofsd")
+
+
+def _loaded(root: Path, program: str) -> tuple[str, ...]:
+    """A program on the C library it was built for."""
+    libraries = next(root.glob("usr/lib/*/libc.so.6")).parent
+    loader = next(libraries.glob("ld-linux*.so.*"), None) or next((root / "usr/lib64").glob("ld-linux*.so.*"))
+    return (str(loader), "--library-path", str(libraries), str(root / program))
 
 
 def _fetch() -> None:
