@@ -57,7 +57,8 @@ static void put_used_packed(struct alone *a, uint16_t at, uint16_t id, uint32_t 
 {
 	shm_store32(a->area + 16ULL * at + 8, len);
 	shm_store16(a->area + 16ULL * at + 12, id);
-	shm_store16_release(a->area + 16ULL * at + 14, wrap ? 0x8080 : 0);
+	/* without WRITE a length means nothing (VIRTIO 1.3, 2.8.6) */
+	shm_store16_release(a->area + 16ULL * at + 14, (uint16_t)((wrap ? 0x8080 : 0) | (len ? 2 : 0)));
 }
 
 static void test_layout(void)
