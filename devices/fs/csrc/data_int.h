@@ -51,6 +51,8 @@ struct pass_locks {
 /* Set or take away a lock: 0, -EAGAIN (somebody else holds it), -ENOLCK, -errno. */
 int pass_locks_set(struct pass *fs, struct pass_inode *inode, uint64_t id, const struct lock_range *range,
 		   uint32_t pid);
+/* state.c: the kernel has none of them any more, take them anew. Returns how many somebody else has by now. */
+uint64_t pass_locks_again(const struct pass_locks *locks);
 /* The owner flushes: its locks go. */
 void pass_locks_release(struct pass *fs, struct pass_inode *inode, uint64_t id);
 

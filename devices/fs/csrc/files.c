@@ -22,13 +22,8 @@ void pass_file_put(struct pass *fs, struct pass_file *file)
 	pass_table_release(&fs->files, file);
 }
 
-int pass_file_new(struct pass *fs, struct pass_inode *inode, int fd, int flags, uint64_t *fh)
+static void file_fill(struct pass_file *file, struct pass_inode *inode, int fd, int flags)
 {
-	struct pass_file *file = pass_table_alloc(&fs->files);
-	uint64_t word;
-
-	if (file == NULL)
-		return -ENFILE;
 	file->fd = fd;
 	file->flags = flags;
 	file->is_dir = pass_inode_type(inode) == S_IFDIR;
@@ -38,9 +33,34 @@ int pass_file_new(struct pass *fs, struct pass_inode *inode, int fd, int flags, 
 	pass_inode_hold(inode);
 	atomic_store_explicit(&file->flock, 0, memory_order_relaxed);
 	atomic_store_explicit(&file->open, true, memory_order_relaxed);
+}
+
+int pass_file_new(struct pass *fs, struct pass_inode *inode, int fd, int flags, uint64_t *fh)
+{
+	struct pass_file *file = pass_table_alloc(&fs->files);
+	uint64_t word;
+
+	if (file == NULL)
+		return -ENFILE;
+	file_fill(file, inode, fd, flags);
 	word = atomic_load_explicit(&file->word, memory_order_relaxed);
 	*fh = word | file->index;	/* no references yet: the lower half is free */
 	atomic_store_explicit(&file->word, word + 1, memory_order_release);
+	return 0;
+}
+
+int pass_file_restore(struct pass *fs, struct pass_inode *inode, int fd, int flags, uint64_t fh)
+{
+	struct pass_file *file = pass_table_place(&fs->files, fh);
+
+	if (file == NULL)
+		return -EINVAL;
+	if (fd < 0) {
+		atomic_store(&file->word, ((fh >> 32) + 1) << 32);
+		return -EBADF;
+	}
+	file_fill(file, inode, fd, flags);
+	atomic_store(&file->word, (fh & ~(uint64_t)UINT32_MAX) | 1);
 	return 0;
 }
 

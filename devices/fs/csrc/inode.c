@@ -111,6 +111,53 @@ void *pass_table_get(const struct pass_table *t, uint64_t id)
 	return word;
 }
 
+/* --- tables of another process -------------------------------------------------------------------------------- */
+
+/* state.c, nothing is in flight: the slot of @id, whose number and generation it gets; NULL: taken, beyond the limit. */
+void *pass_table_place(struct pass_table *t, uint64_t id)
+{
+	uint32_t index = (uint32_t)id, top = atomic_load(&t->top);
+	_Atomic uint64_t *word;
+
+	if (index == 0 || index > t->limit)
+		return NULL;
+	for (; top <= index; atomic_store(&t->top, ++top)) {
+		uint8_t *chunk = atomic_load(&t->chunks[top / PASS_CHUNK]);
+
+		if (chunk == NULL) {
+			chunk = calloc(PASS_CHUNK, t->item);
+			if (chunk == NULL)
+				return NULL;
+			atomic_store(&t->chunks[top / PASS_CHUNK], chunk);
+		}
+		*field(t, chunk + (size_t)(top % PASS_CHUNK) * t->item, t->index_at) = top;
+	}
+	word = pass_table_slot(t, index);
+	if ((uint32_t)atomic_load(word) != 0)
+		return NULL;
+	atomic_store(word, id & ~(uint64_t)UINT32_MAX);
+	return word;
+}
+
+/* Likewise: what was not placed is free. */
+void pass_table_settle(struct pass_table *t)
+{
+	uint32_t live = 0;
+
+	t->free = 0;
+	for (uint32_t i = atomic_load(&t->top) - 1; i > 0; i--) {
+		_Atomic uint64_t *word = pass_table_slot(t, i);
+
+		if ((uint32_t)atomic_load(word) != 0) {
+			live++;
+			continue;
+		}
+		*field(t, word, t->next_at) = t->free;
+		t->free = i;
+	}
+	atomic_store(&t->live, live);
+}
+
 /* --- the hash -------------------------------------------------------------------------------------------------- */
 
 static uint64_t key_hash(uint64_t ino, uint64_t btime, uint32_t mount)
@@ -343,6 +390,18 @@ static int take_hold(struct pass *fs, struct pass_inode *inode, struct statx *st
 	return take_fd(fs, inode, stx, where);
 }
 
+static void inode_fill(struct pass_inode *inode, const struct statx *stx, const struct key *key, uint64_t nlookup)
+{
+	inode->ino = key->ino;
+	inode->btime = key->btime;
+	inode->mount = (uint16_t)key->mount;
+	inode->type = (uint8_t)(stx->stx_mode >> 12);
+	inode->nlookup = nlookup;
+	inode->flags = 0;
+	atomic_store_explicit(&inode->gone, 0, memory_order_relaxed);
+	atomic_store_explicit(&inode->checked, 0, memory_order_relaxed);
+}
+
 /* A new inode that nobody else sees yet, in the mount whose count was raised for it. */
 static int inode_make(struct pass *fs, struct statx *stx, struct pass_where where, uint32_t mount,
 		      struct pass_inode **out)
@@ -355,14 +414,7 @@ static int inode_make(struct pass *fs, struct statx *stx, struct pass_where wher
 		pass_mount_put(fs, mount);
 		return -ENFILE;
 	}
-	inode->ino = key.ino;
-	inode->btime = key.btime;
-	inode->mount = (uint16_t)mount;
-	inode->type = (uint8_t)(stx->stx_mode >> 12);
-	inode->nlookup = 1;
-	inode->flags = 0;
-	atomic_store_explicit(&inode->gone, 0, memory_order_relaxed);
-	atomic_store_explicit(&inode->checked, 0, memory_order_relaxed);
+	inode_fill(inode, stx, &key, 1);
 	err = take_hold(fs, inode, stx, where);
 	if (err < 0) {
 		inode_destroy(fs, inode);
@@ -448,6 +500,39 @@ int pass_inode_learn(struct pass *fs, struct statx *stx, struct pass_where where
 		err = learn_new(fs, stx, where, out);
 	}
 	return err == -EAGAIN ? -ENOENT : err;
+}
+
+int pass_inode_restore(struct pass *fs, uint64_t nodeid, uint64_t nlookup, struct statx *stx, int fd)
+{
+	struct pass_where where = {.dir_fd = fd};
+	struct pass_inode *inode = pass_table_place(&fs->inodes, nodeid);
+	struct pass_shard *shard;
+	uint64_t hash;
+	int mount, err = -ESTALE;
+
+	if (inode == NULL)
+		return -EINVAL;
+	mount = stx != NULL ? pass_mount_get(fs, stx, where) : -ESTALE;
+	if (mount >= 0) {
+		struct key key = key_of(fs, stx, (uint32_t)mount);
+
+		inode_fill(inode, stx, &key, nlookup);
+		err = take_hold(fs, inode, stx, where);
+		if (err < 0)
+			pass_mount_put(fs, (uint32_t)mount);
+	}
+	if (err < 0) {
+		/* the number is nobody's any more, also when the slot is used again */
+		atomic_store(&inode->word, ((nodeid >> 32) + 1) << 32);
+		return err == -ENOMEM ? err : -ESTALE;
+	}
+	hash = inode_hash(inode);
+	shard = shard_of(fs, hash);
+	pthread_mutex_lock(&shard->lock);
+	hash_add(fs, shard, hash, inode);
+	pthread_mutex_unlock(&shard->lock);
+	atomic_store(&inode->word, (nodeid & ~(uint64_t)UINT32_MAX) | 1);
+	return 0;
 }
 
 static int root_make(struct pass *fs)

@@ -272,6 +272,23 @@ void pass_locks_release(struct pass *fs, struct pass_inode *inode, uint64_t id)
 	pthread_mutex_unlock(&locks->mutex);
 }
 
+uint64_t pass_locks_again(const struct pass_locks *locks)
+{
+	const struct lock_owner *owner;
+	uint64_t lost = 0;
+	uint32_t i;
+
+	for (owner = locks->owners; owner; owner = owner->next) {
+		for (i = 0; i < owner->nr; i++) {
+			struct flock fl = as_flock(&owner->ranges[i]);
+
+			if (fcntl(owner->fd, F_OFD_SETLK, &fl) < 0)
+				lost++;
+		}
+	}
+	return lost;
+}
+
 void pass_locks_free(struct pass *fs, struct pass_inode *inode)
 {
 	struct pass_locks *locks = atomic_exchange(&inode->locks, NULL);

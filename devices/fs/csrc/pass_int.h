@@ -349,6 +349,19 @@ uint32_t pass_open_answer(const struct pass *fs, int flags);
 /* The inode goes: let go of the locks (inode->locks), nobody uses it. */
 void pass_locks_free(struct pass *fs, struct pass_inode *inode);
 
+/* --- state.c --------------------------------------------------------------------------------------------------- */
+
+/* inode.c: a slot of a number that is known, all others become free with the settling. */
+void *pass_table_place(struct pass_table *t, uint64_t id);
+void pass_table_settle(struct pass_table *t);
+/*
+ * inode.c: the guest knows @fd (O_PATH, not taken over) as @nodeid. -ESTALE: the number means nothing any more, as it does
+ * without @stx; -EINVAL: it is taken or out of range.
+ */
+int pass_inode_restore(struct pass *fs, uint64_t nodeid, uint64_t nlookup, struct statx *stx, int fd);
+/* files.c: likewise open files. @fd is taken over where it succeeds; -EBADF: there is none. */
+int pass_file_restore(struct pass *fs, struct pass_inode *inode, int fd, int flags, uint64_t fh);
+
 /* --- xattr.c --------------------------------------------------------------------------------------------------- */
 
 /* The host's name of the guest's @name: 0, -EPERM, -ENOTSUP, -ERANGE (longer than FS_NAME_MAX). */
