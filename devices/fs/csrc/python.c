@@ -448,13 +448,13 @@ static void put_attr(struct fuse_attr *out, const struct fs_py_attr *attr)
 	out->ctime = split_ns(attr->ctime_ns, &out->ctimensec);
 }
 
-static void put_entry(struct fuse_entry_out *out, const struct fs_py_attr *attr, uint64_t generation, uint64_t entry_ns)
+static void put_entry(struct fuse_entry_out *out, const struct fs_py_attr *attr)
 {
 	*out = (struct fuse_entry_out){
 		.nodeid = attr->inode,
-		.generation = generation,
-		.entry_valid = entry_ns / NS,
-		.entry_valid_nsec = (uint32_t)(entry_ns % NS),
+		.generation = attr->generation,
+		.entry_valid = attr->entry_ns / NS,
+		.entry_valid_nsec = (uint32_t)(attr->entry_ns % NS),
 		.attr_valid = attr->attr_ns / NS,
 		.attr_valid_nsec = (uint32_t)(attr->attr_ns % NS),
 	};
@@ -462,9 +462,9 @@ static void put_entry(struct fuse_entry_out *out, const struct fs_py_attr *attr,
 		put_attr(&out->attr, attr);
 }
 
-uint32_t fs_py_entry(struct fs_py_slot *slot, const struct fs_py_attr *attr, uint64_t generation, uint64_t entry_ns)
+uint32_t fs_py_entry(struct fs_py_slot *slot, const struct fs_py_attr *attr)
 {
-	put_entry(FS_OUT(&slot->req, fuse_entry_out), attr, generation, entry_ns);
+	put_entry(FS_OUT(&slot->req, fuse_entry_out), attr);
 	return fs_reply(&slot->req, sizeof(struct fuse_entry_out));
 }
 
@@ -520,15 +520,14 @@ uint32_t fs_py_opened(struct fs_py_slot *slot, uint64_t fh, uint32_t flags)
 	return fs_reply(&slot->req, sizeof(struct fuse_open_out));
 }
 
-uint32_t fs_py_created(struct fs_py_slot *slot, const struct fs_py_attr *attr, uint64_t generation, uint64_t entry_ns,
-		       uint64_t fh, uint32_t flags)
+uint32_t fs_py_created(struct fs_py_slot *slot, const struct fs_py_attr *attr, uint64_t fh, uint32_t flags)
 {
 	struct {
 		struct fuse_entry_out entry;
 		struct fuse_open_out open;
 	} *out = (void *)slot->req.out;
 
-	put_entry(&out->entry, attr, generation, entry_ns);
+	put_entry(&out->entry, attr);
 	out->open = (struct fuse_open_out){ .fh = fh, .open_flags = flags };
 	return fs_reply(&slot->req, sizeof(*out));
 }
@@ -571,7 +570,7 @@ uint32_t fs_py_lock(struct fs_py_slot *slot, uint64_t start, uint64_t end, uint3
 }
 
 int fs_py_dirent(struct fs_py_slot *slot, uint64_t inode, uint64_t next, uint32_t type, const char *name, uint32_t len,
-		 const struct fs_py_attr *attr, uint64_t generation, uint64_t entry_ns)
+		 const struct fs_py_attr *attr)
 {
 	bool plus = slot->req.in.opcode == FUSE_READDIRPLUS;
 	struct fuse_dirent dirent = { .ino = inode, .off = next, .namelen = len, .type = type };
@@ -588,7 +587,7 @@ int fs_py_dirent(struct fs_py_slot *slot, uint64_t inode, uint64_t next, uint32_
 		struct fuse_entry_out entry = { 0 };
 
 		if (attr != NULL)
-			put_entry(&entry, attr, generation, entry_ns);
+			put_entry(&entry, attr);
 		put(slot, at, &entry, sizeof(entry));
 		at += (uint32_t)sizeof(entry);
 	}

@@ -45,7 +45,8 @@ struct fs_py_req {
 struct fs_py_attr {
 	uint64_t inode, size, blocks;
 	int64_t atime_ns, mtime_ns, ctime_ns, btime_ns;
-	uint64_t attr_ns;		/* how long the guest may keep them */
+	uint64_t generation;
+	uint64_t attr_ns, entry_ns;	/* how long the guest may keep them, and the name it found */
 	uint32_t mode, nlink, uid, gid, rdev, blksize;
 };
 
@@ -79,12 +80,11 @@ uint32_t fs_py_init(struct fs_py_slot *slot);	/* INIT, negotiated; fs_py_flags()
 uint32_t fs_py_none(struct fs_py_slot *slot);	/* opcodes without a reply */
 uint32_t fs_py_fail(struct fs_py_slot *slot, int error);	/* errno of either sign; 0: success without data */
 uint32_t fs_py_data(struct fs_py_slot *slot, const void *data, uint32_t len);	/* -ERANGE if it does not fit */
-/* LOOKUP and what makes names. @attr->inode 0: there is no such name, to be remembered @entry_ns. */
-uint32_t fs_py_entry(struct fs_py_slot *slot, const struct fs_py_attr *attr, uint64_t generation, uint64_t entry_ns);
+/* LOOKUP and what makes names. @attr->inode 0: there is no such name, to be remembered for @attr->entry_ns. */
+uint32_t fs_py_entry(struct fs_py_slot *slot, const struct fs_py_attr *attr);
 uint32_t fs_py_attr(struct fs_py_slot *slot, const struct fs_py_attr *attr);	/* GETATTR, SETATTR, STATX */
 uint32_t fs_py_opened(struct fs_py_slot *slot, uint64_t fh, uint32_t flags);	/* @flags: FOPEN_* */
-uint32_t fs_py_created(struct fs_py_slot *slot, const struct fs_py_attr *attr, uint64_t generation, uint64_t entry_ns,
-		       uint64_t fh, uint32_t flags);
+uint32_t fs_py_created(struct fs_py_slot *slot, const struct fs_py_attr *attr, uint64_t fh, uint32_t flags);
 uint32_t fs_py_count(struct fs_py_slot *slot, uint32_t bytes);	/* WRITE, COPY_FILE_RANGE; sizes of xattrs */
 uint32_t fs_py_offset(struct fs_py_slot *slot, uint64_t offset);	/* LSEEK */
 uint32_t fs_py_statfs(struct fs_py_slot *slot, const struct fs_py_statfs *st);
@@ -94,7 +94,7 @@ uint32_t fs_py_lock(struct fs_py_slot *slot, uint64_t start, uint64_t end, uint3
  * only; NULL: the guest is to look it up itself. Then fs_py_listed().
  */
 int fs_py_dirent(struct fs_py_slot *slot, uint64_t inode, uint64_t next, uint32_t type, const char *name, uint32_t len,
-		 const struct fs_py_attr *attr, uint64_t generation, uint64_t entry_ns);
+		 const struct fs_py_attr *attr);
 uint32_t fs_py_listed(struct fs_py_slot *slot);
 /* cffi:end */
 
