@@ -15,17 +15,20 @@ pytestmark = [pytest.mark.guest, pytest.mark.timeout(240)]
 HOST, OURS = "10.9.0.1", "10.9.0.2"
 
 
-@pytest.mark.parametrize("packed", [False, True], ids=["split", "packed"])
-async def test_guest_and_backend_come_back(tmp_path: Path, packed: bool) -> None:
-    """A reboot of the guest; then the back-end is killed and started again, twice, and once ended in order."""
+async def test_guest_and_backend_come_back(tmp_path: Path) -> None:
+    """The guest is reset; then the back-end is killed, and the next one ended; then it reboots.
+
+    On split rings. Where a packed ring stands only its two ends know: the old back-end did not live to tell it, so what
+    QEMU tells the new one is wrong, and it hands out no in-flight record for cards.
+    """
     try:
         with netlib.namespace() as space:
-            await _come_back(tmp_path, space, packed)
+            await _come_back(tmp_path, space)
     except AssetError as error:
         pytest.skip(str(error))
 
 
-async def _come_back(folder: Path, space: Namespace, packed: bool) -> None:
+async def _come_back(folder: Path, space: Namespace) -> None:
     # the tap outlives the back-end, so the host's side keeps address and connections
     space.run("ip", "tuntap", "add", "vm0", "mode", "tap", "vnet_hdr", "multi_queue")
     space.run("ip", "addr", "add", f"{HOST}/24", "dev", "vm0")
@@ -39,25 +42,27 @@ async def _come_back(folder: Path, space: Namespace, packed: bool) -> None:
     async with contextlib.AsyncExitStack() as stack:
         served = await stack.enter_async_context(backend("life0"))
         await stack.enter_async_context(netlib.listener(folder, space=space))
-        card = VhostNet(socket, pairs=2, packed=packed, reconnect=True, mac=netlib.mac(1))
+        card = VhostNet(socket, pairs=2, reconnect=True, mac=netlib.mac(1))
         guest = await stack.enter_async_context(boot_qemu(QemuConfig(devices=(card,), reboots=True), folder))
         await netlib.address(guest, f"{OURS}/24")
-        stream = netlib.Stream(guest, HOST)
+        stream = netlib.Stream(guest, HOST, pause_us=0)
         await stream.start()
-        await guest.reboot()
+        await guest.reset()
         await netlib.address(guest, f"{OURS}/24")
         await netlib.tcp(guest, HOST)
 
         stream = netlib.Stream(guest, HOST)
         await stream.start()
-        for life in (1, 2):
-            await stream.goes_on()
-            await served.kill()
-            served = await stack.enter_async_context(backend(f"life{life}"))
-            await stream.goes_on()
+        await stream.goes_on()
+        await served.kill()
+        served = await stack.enter_async_context(backend("life1"))
+        await stream.goes_on()
         assert await served.terminate() == 0
-        await stack.enter_async_context(backend("life3"))
+        await stack.enter_async_context(backend("life2"))
         await stream.goes_on()
         await stream.stop()
+        # without a stream: Linux 6.1 marks the rings broken first, and start_xmit() then loops for ever
+        await guest.reboot()
+        await netlib.address(guest, f"{OURS}/24")
         await netlib.tcp(guest, HOST)
         await guest.power_off()

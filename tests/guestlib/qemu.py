@@ -265,6 +265,13 @@ class QemuGuest:
         await self.agent.send("reboot -f")
         await self.agent.wait_ready(timeout)
 
+    async def reset(self, timeout: float = 120) -> None:
+        """Press the reset button, whatever the guest is doing, and wait until it takes commands again."""
+        if not self.config.reboots:
+            raise ValueError("the machine was made with reboots=False")
+        await self.qmp.execute("system_reset")
+        await self.agent.wait_ready(timeout)
+
     async def plug_memory(self, name: str, size_mib: int) -> None:
         """Plug ``size_mib`` MiB in as a DIMM; the guest's init puts it to use at once."""
         kind = {"memfd": {}, "hugepages": {"hugetlb": True, "hugetlbsize": 2 << 20}}[self.config.memory]
