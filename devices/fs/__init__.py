@@ -2,12 +2,13 @@
 
 ::
 
-    async with Passthrough.open("/srv/share") as folder:
+    async with Passthrough("/srv/share") as folder:
         await vhost.serve(Fs(folder, tag="share"), "/run/vm0-fs.sock")
 """
 
 from devices.fs.device import Fs
-from devices.fs.server import NativeServer, NullServer, Server
+from devices.fs.passthrough import Passthrough, PassthroughError
+from devices.fs.server import NativeServer, NullServer, Server, Session
 from devices.fs.stats import FsStats
 
-__all__ = ["Fs", "FsStats", "NativeServer", "NullServer", "Server"]
+__all__ = ["Fs", "FsStats", "NativeServer", "NullServer", "Passthrough", "PassthroughError", "Server", "Session"]

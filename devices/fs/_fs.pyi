@@ -22,6 +22,19 @@ class _Lib:
     FS_OPS: Final[int]
     FS_THREADS_MAX: Final[int]
     FS_WRITE_MAX: Final[int]
+    PASS_HANDLES_ALWAYS: Final[int]
+    PASS_HANDLES_NEVER: Final[int]
+    PASS_HANDLES_PREFER: Final[int]
+    PASS_RANGE_FORBID: Final[int]
+    PASS_RANGE_MAP: Final[int]
+    PASS_RANGE_SQUASH: Final[int]
+    PASS_XATTR_ALL: Final[int]
+    PASS_XATTR_BAD: Final[int]
+    PASS_XATTR_CLIENT: Final[int]
+    PASS_XATTR_OK: Final[int]
+    PASS_XATTR_PREFIX: Final[int]
+    PASS_XATTR_SERVER: Final[int]
+    PASS_XATTR_UNSUPPORTED: Final[int]
     RING_E_ADDR: Final[int]
     RING_E_AVAIL: Final[int]
     RING_E_DEVICE: Final[int]
@@ -54,8 +67,8 @@ class _Lib:
         """uint32_t(*)(struct fs_py_slot *, struct fs_py_attr *)"""
     def fs_py_count(self, _0: CData, _1: int, /) -> int:
         """uint32_t(*)(struct fs_py_slot *, uint32_t)"""
-    def fs_py_created(self, _0: CData, _1: CData, _2: int, _3: int, _4: int, _5: int, /) -> int:
-        """uint32_t(*)(struct fs_py_slot *, struct fs_py_attr *, uint64_t, uint64_t, uint64_t, uint32_t)"""
+    def fs_py_created(self, _0: CData, _1: CData, _2: int, _3: int, /) -> int:
+        """uint32_t(*)(struct fs_py_slot *, struct fs_py_attr *, uint64_t, uint32_t)"""
     def fs_py_data(self, _0: CData, _1: CData, _2: int, /) -> int:
         """uint32_t(*)(struct fs_py_slot *, void *, uint32_t)"""
     def fs_py_decode(self, _0: CData, _1: CData, /) -> int:
@@ -69,13 +82,11 @@ class _Lib:
         _4: CData | bytes | None,
         _5: int,
         _6: CData,
-        _7: int,
-        _8: int,
         /,
     ) -> int:
-        """int(*)(struct fs_py_slot *, uint64_t, uint64_t, uint32_t, char *, uint32_t, struct fs_py_attr *, uint64_t, uint64_t)"""
-    def fs_py_entry(self, _0: CData, _1: CData, _2: int, _3: int, /) -> int:
-        """uint32_t(*)(struct fs_py_slot *, struct fs_py_attr *, uint64_t, uint64_t)"""
+        """int(*)(struct fs_py_slot *, uint64_t, uint64_t, uint32_t, char *, uint32_t, struct fs_py_attr *)"""
+    def fs_py_entry(self, _0: CData, _1: CData, /) -> int:
+        """uint32_t(*)(struct fs_py_slot *, struct fs_py_attr *)"""
     def fs_py_fail(self, _0: CData, _1: int, /) -> int:
         """uint32_t(*)(struct fs_py_slot *, int)"""
     def fs_py_flags(self, _0: CData, /) -> int:
@@ -118,16 +129,26 @@ class _Lib:
         """struct ring_source *(*)(struct fs_server *, struct ring_vq *, uint32_t, int)"""
     def fs_queue_stats(self, _0: CData, _1: CData, /) -> None:
         """void(*)(struct ring_source *, struct fs_stats *)"""
+    def fs_server_cancel(self, _0: CData, /) -> None:
+        """void(*)(struct fs_server *)"""
     def fs_server_free(self, _0: CData, /) -> None:
         """void(*)(struct fs_server *)"""
     def fs_server_reset(self, _0: CData, /) -> None:
         """void(*)(struct fs_server *)"""
     def fs_server_session(self, _0: CData, _1: CData, /) -> None:
         """void(*)(struct fs_server *, struct fs_session *)"""
+    def fs_server_set_session(self, _0: CData, _1: CData, /) -> int:
+        """int(*)(struct fs_server *, struct fs_session *)"""
     def fs_server_set_threads(self, _0: CData, _1: int, /) -> None:
         """void(*)(struct fs_server *, uint32_t)"""
     def fs_tick_ns(self) -> float:
         """double(*)()"""
+    def pass_get_stats(self, _0: CData, _1: CData, /) -> None:
+        """void(*)(struct fs_server *, struct pass_stats *)"""
+    def pass_new(self, _0: CData, _1: CData, /) -> CData:
+        """struct fs_server *(*)(struct pass_options *, int *)"""
+    def pass_try_handles(self, _0: int, /) -> int:
+        """int(*)(int)"""
 
 ffi: _FFI
 lib: _Lib

@@ -129,6 +129,8 @@ class Fs(Device):
         """The guest is gone: so is all that it had open."""
         super().detach(link)
         self._gone = True
+        if isinstance(self.server, NativeServer) and self.server.is_open:
+            lib.fs_server_cancel(self.server.ptr)
         self._forget_guest()
 
     def _forget_guest(self) -> None:
@@ -165,16 +167,15 @@ class Fs(Device):
         """What the guest's INIT agreed on, and the threads for requests that wait."""
         if not isinstance(self.server, NativeServer):
             return {}
-        out = ffi.new("struct fs_session *")
-        lib.fs_server_session(self.server.ptr, out)
+        now = self.server.session
         return {
-            "mounted": out.minor != 0,
-            "protocol": f"7.{out.minor}" if out.minor else None,
-            "driver": f"7.{out.driver_minor}" if out.minor else None,
-            "max_write": out.max_write,
-            "flags": _names(out.flags),
-            "not_used": _names(out.offered & ~out.flags),
-            "threads": {"now": out.threads, "most": out.threads_max, "waiting": out.waiting},
+            "mounted": now.minor != 0,
+            "protocol": f"7.{now.minor}" if now.minor else None,
+            "driver": f"7.{now.driver_minor}" if now.minor else None,
+            "max_write": now.max_write,
+            "flags": _names(now.flags),
+            "not_used": _names(now.offered & ~now.flags),
+            "threads": self.server.threads(),
         }
 
     def controls(self) -> Mapping[str, Callable[..., Any]]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, NewType
 
 from _cffi_backend import FFI
@@ -16,9 +18,28 @@ if TYPE_CHECKING:
     import ring
     from vhost import Metric
 
-__all__ = ["NativeServer", "NullServer", "Server", "ServerPtr"]
+__all__ = ["NativeServer", "NullServer", "Server", "ServerPtr", "Session"]
 
 ServerPtr = NewType("ServerPtr", FFI.CData)  # struct fs_server *
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """What a guest's INIT agreed on; part of what moves with a guest.
+
+    Attributes:
+        minor: of the protocol, 7.x; 0: there was no INIT.
+        flags: agreed on, bits of `InitFlag`.
+        offered: what the driver offered.
+        max_write: bytes.
+        driver_minor: what the driver speaks.
+    """
+
+    minor: int = 0
+    flags: int = 0
+    offered: int = 0
+    max_write: int = 0
+    driver_minor: int = 0
 
 
 class Server:
@@ -106,6 +127,37 @@ class NativeServer(Server):
     def is_open(self) -> bool:
         """It was not closed."""
         return self._ptr is not None
+
+    @property
+    def session(self) -> Session:
+        """What the guest's INIT agreed on. Set it before queues run, for a guest that goes on here.
+
+        Raises:
+            ValueError: this server cannot go on like that.
+        """
+        out = ffi.new("struct fs_session *")
+        lib.fs_server_session(self.ptr, out)
+        return Session(out.minor, out.flags, out.offered, out.max_write, out.driver_minor)
+
+    @session.setter
+    def session(self, session: Session) -> None:
+        try:
+            raw = ffi.new("struct fs_session *", asdict(session))
+        except OverflowError as exc:
+            raise ValueError(f"no session of ours: {exc}") from None
+        result = lib.fs_server_set_session(self.ptr, raw)
+        if result == -errno.EPROTO:
+            raise ValueError(f"the guest speaks FUSE 7.{session.minor}, which is not spoken here")
+        if result < 0:
+            raise ValueError(
+                f"the guest's mount needs what {self.description} does not implement: give it the options of the source"
+            )
+
+    def threads(self) -> dict[str, int]:
+        """Threads for requests that wait: how many there are, may be, and requests that none has taken yet."""
+        out = ffi.new("struct fs_session *")
+        lib.fs_server_session(self.ptr, out)
+        return {"now": out.threads, "most": out.threads_max, "waiting": out.waiting}
 
     def set_threads(self, most: int) -> None:
         """Bound the threads for requests that may wait, 1 to 256."""

@@ -198,9 +198,9 @@ static int one_name(char **text, const char *end, uint32_t max, const char **nam
 	return 0;
 }
 
-static uint32_t aligned(uint32_t n)
+static size_t aligned(uint32_t n)
 {
-	return (n + 7) & ~7u;
+	return ((size_t)n + 7) & ~(size_t)7;	/* wider than what a guest can say */
 }
 
 /* struct fuse_secctx_header and what follows, @len bytes with it. */

@@ -56,8 +56,15 @@ struct fs_session {
 
 /* any */
 void fs_server_session(struct fs_server *server, struct fs_session *out);
+/*
+ * Go on as if INIT had agreed on that, as a migrated guest expects. No queue runs. 0, -EPROTO: a minor that we do not
+ * speak; -EOPNOTSUPP: flags that this server does not implement, or sizes beyond ours.
+ */
+int fs_server_set_session(struct fs_server *server, const struct fs_session *session);
 /* any: threads for what may wait; 1 to FS_THREADS_MAX. More are made when they are needed, idle ones end. */
 void fs_server_set_threads(struct fs_server *server, uint32_t max);
+/* any: the front-end went away, and nobody wants what waits any more */
+void fs_server_cancel(struct fs_server *server);
 /* The front-end went away: forget what its guest had. No queue has anything in flight. */
 void fs_server_reset(struct fs_server *server);
 /* After all its queues. NULL does nothing. */
@@ -75,7 +82,8 @@ double fs_tick_ns(void);
 
 /*
  * A server for tests of everything but a file system: LOOKUP of "wait" and "stuck" waits until it is interrupted, the
- * latter on a thread, "slow" is answered by a thread, WRITE counts bytes, READ gives zeros; the rest is -ENOSYS.
+ * latter on a thread, "slow" is answered by a thread, WRITE counts bytes, READ gives zeros, what makes a name is
+ * answered with what was decoded (server.c); the rest is -ENOSYS.
  */
 struct fs_server *fs_null_new(uint64_t can);
 /* cffi:end */

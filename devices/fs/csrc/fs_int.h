@@ -229,6 +229,8 @@ static inline void fs_count(uint64_t *stat, uint64_t n)
 
 /* FUSE_INIT: negotiate with what the server can. Fills FS_OUT(fuse_init_out); bytes of it, or -errno. */
 int fs_init(struct fs_server *server, struct fs_req *req);
+/* Flags that can be agreed on. */
+uint64_t fs_flags(const struct fs_server *server);
 
 /* --- pool.c ---------------------------------------------------------------------------------------------------- */
 

@@ -49,6 +49,11 @@ static uint64_t agree(uint64_t flags)
 	return flags;
 }
 
+uint64_t fs_flags(const struct fs_server *server)
+{
+	return FS_ALWAYS | (FS_CAN & server->can);
+}
+
 /* The driver knows what a reply has by its length. */
 static int answer(struct fs_req *req)
 {
@@ -71,7 +76,7 @@ int fs_init(struct fs_server *server, struct fs_req *req)
 		return -EPROTO;
 	if (in->flags & FUSE_INIT_EXT)
 		offered |= (uint64_t)in->flags2 << 32;
-	flags = agree(offered & (FS_ALWAYS | (FS_CAN & server->can)));
+	flags = agree(offered & fs_flags(server));
 	pages = flags & FUSE_MAX_PAGES ? FS_WRITE_MAX / PAGE : 32;
 
 	out->minor = in->minor < FS_FUSE_MINOR ? in->minor : FS_FUSE_MINOR;

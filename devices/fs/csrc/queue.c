@@ -120,7 +120,8 @@ void fs_req_done(struct fs_req *req, int result)
 {
 	struct fs_queue *q = req->q;
 
-	if (result == FS_AGAIN && q->source.paused)	/* nobody would ask it again */
+	/* nobody would ask it again */
+	if (result == FS_AGAIN && (q->source.paused || ring_vq_state(q->source.vq) != RING_VQ_RUNNING))
 		result = -EAGAIN;
 	settle(q, req, result);
 	set_busy(q, 0);
@@ -158,6 +159,34 @@ static bool quiet(struct fs_server *server, const struct fs_queue *mine)
 	return yes;
 }
 
+/* End what waits under the number @unique, or all that waits (0). Returns how many. */
+static uint32_t cancel(struct fs_server *server, uint64_t unique)
+{
+	struct fs_queue *q;
+	uint32_t i, found = 0;
+
+	pthread_mutex_lock(&server->lock);
+	for (q = server->queues; q; q = q->next) {
+		if (!atomic_load(&q->busy))
+			continue;
+		for (i = 0; i < q->depth; i++) {
+			uint64_t waits = atomic_load_explicit(&q->reqs[i].waits, memory_order_relaxed);
+
+			if (!waits || (unique && waits != unique))
+				continue;
+			atomic_store(&q->reqs[i].cancel, waits);
+			found++;
+		}
+	}
+	pthread_mutex_unlock(&server->lock);
+	return found;
+}
+
+void fs_server_cancel(struct fs_server *server)
+{
+	cancel(server, 0);
+}
+
 /* INIT and DESTROY. */
 static int alone(struct fs_queue *q, struct fs_req *req)
 {
@@ -166,8 +195,11 @@ static int alone(struct fs_queue *q, struct fs_req *req)
 	int result = 0;
 
 	req->again_ns = fs_now_ns() + HOLD_LOOK_NS;
-	if (!holds(server, req) && !atomic_compare_exchange_strong(&server->holder, &nobody, req))
-		return FS_AGAIN;
+	if (!holds(server, req)) {
+		if (!atomic_compare_exchange_strong(&server->holder, &nobody, req))
+			return FS_AGAIN;
+		cancel(server, 0);	/* nobody waits for those any more */
+	}
 	if (!quiet(server, q))
 		return FS_AGAIN;
 	if (server->minor) {
@@ -181,30 +213,6 @@ static int alone(struct fs_queue *q, struct fs_req *req)
 	return result;
 }
 
-/* FUSE_INTERRUPT: find who waits under that number. 0, or -EAGAIN: nobody, it may be on its way. */
-static int interrupt(struct fs_server *server, uint64_t unique)
-{
-	struct fs_queue *q;
-	int rc = -EAGAIN;
-	uint32_t i;
-
-	if (!unique)
-		return 0;
-	pthread_mutex_lock(&server->lock);
-	for (q = server->queues; q; q = q->next) {
-		if (!atomic_load(&q->busy))
-			continue;
-		for (i = 0; i < q->depth; i++) {
-			if (atomic_load_explicit(&q->reqs[i].waits, memory_order_relaxed) != unique)
-				continue;
-			atomic_store(&q->reqs[i].cancel, unique);
-			rc = 0;
-		}
-	}
-	pthread_mutex_unlock(&server->lock);
-	return rc;
-}
-
 static int rare(struct fs_queue *q, struct fs_req *req)
 {
 	struct fs_server *server = q->server;
@@ -212,8 +220,11 @@ static int rare(struct fs_queue *q, struct fs_req *req)
 	if (q->hiprio && !(req->shape & FS_SHAPE_HIPRIO))
 		return -EIO;	/* VIRTIO 1.3, 5.11.6.1: nothing that waits */
 	if (req->shape & FS_SHAPE_CORE) {
-		if (req->in.opcode == FUSE_INTERRUPT)
-			return interrupt(server, FS_ARG(req, fuse_interrupt_in)->unique);
+		if (req->in.opcode == FUSE_INTERRUPT) {
+			uint64_t unique = FS_ARG(req, fuse_interrupt_in)->unique;
+
+			return unique && !cancel(server, unique) ? -EAGAIN : 0;	/* it may be on its way */
+		}
 		return alone(q, req);
 	}
 	if (!server->minor)
@@ -242,14 +253,16 @@ static void ask_again(struct fs_queue *q, int error)
 	while (req) {
 		struct fs_req *next = req->next;
 		bool holder = holds(q->server, req);
+		bool gone;
 
 		if (error == -EAGAIN && holder) {	/* the queue stops: whoever comes next may hold it */
 			atomic_store(&q->server->holder, NULL);
 			holder = false;
 		}
-		if ((error && !holder) || fs_cancelled(req)) {
+		gone = fs_cancelled(req) && !holder;
+		if ((error && !holder) || gone) {
 			fs_count(&q->stats.cancelled, 1);
-			settle(q, req, fs_cancelled(req) ? -EINTR : error);
+			settle(q, req, gone ? -EINTR : error);
 		} else if (req->again_ns <= now) {
 			settle(q, req, dispatch(q, req));
 		} else {
