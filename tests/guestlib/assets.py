@@ -18,7 +18,7 @@ from pathlib import Path
 
 from guestlib import debian
 from guestlib.debian import CACHE, AssetError, locked
-from guestlib.trixie import libblkio
+from guestlib.trixie import libblkio, passt
 
 HERE = Path(__file__).resolve().parent
 GUEST = CACHE / "guest"
@@ -27,7 +27,7 @@ GUEST = CACHE / "guest"
 DRIVERS = ("virtio_pci", "virtio_blk", "virtio_rng", "ext4", "crc32c_generic", "ipv6", "virtio_net")
 #: programs copied from this machine with their libraries, and the packages they are from; the rest is busybox
 TOOLS = {"mkfs.ext4": "e2fsprogs", "e2fsck": "e2fsprogs", "resize2fs": "e2fsprogs", "blkdiscard": "util-linux"}
-#: the same, left out where they are not installed; the tests that call them are skipped then
+#: the same, left out where they are not installed: a demo needs neither
 OPTIONAL = ("iperf3", "ethtool")
 #: the applets tests call by name; busybox runs any other as ``busybox NAME``
 APPLETS = """
@@ -452,7 +452,7 @@ def prepare(level: str) -> int:
             print(f"setup: {name}: {error}", file=sys.stderr)
             return 1
     if level != "demo":
-        for optional in (backports_qemu, libblkio):
+        for optional in (backports_qemu, libblkio, passt):
             try:
                 optional()
             except AssetError as error:
