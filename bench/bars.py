@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from bench import net_peers
+from bench import fs_peers, net_peers
 from bench.cost import MANY
 from bench.peers import SPDK, STORAGE_DAEMON, ours_name
 from bench.rounds import Cell, spread
@@ -25,6 +25,8 @@ class Bar:
         than: name of the contender it is measured by; {layout}: that of `mine`; empty: the figure itself counts.
         limit: of the figure or ratio.
         most: the limit is the most it may be, else the least.
+        or_than, or_limit: another measure and its limit, either of which will do.
+        label: beginning of the cells' labels.
     """
 
     section: str
@@ -35,11 +37,15 @@ class Bar:
     depths: tuple[int, ...] = ANY_DEPTH
     figure: str = "iops"
     most: bool = False
+    or_than: str = ""
+    or_limit: float = 0
+    label: str = ""
 
     def of(self, cell: Cell) -> bool:
         """Whether it is about `cell`."""
         return (
             self.section == cell.section
+            and cell.label.startswith(self.label)
             and self.front_end in ("", cell.front_end)
             and (not self.depths or cell.workload.depth in self.depths)
         )
@@ -48,6 +54,9 @@ class Bar:
 POLLING = (ours_name(polling=True), ours_name(packed=True, polling=True))
 DEFAULT = (ours_name(), ours_name(packed=True))
 NET = (net_peers.ours_name(), net_peers.ours_name(packed=True))
+FS = (fs_peers.ours_name(), fs_peers.ours_name(packed=True))
+FS_ASLEEP = (fs_peers.ours_name(polling=False), fs_peers.ours_name(packed=True, polling=False))
+NEAR_NATIVE = 0.85
 
 BARS = (
     Bar("null", POLLING, STORAGE_DAEMON, 8, "polling", (1,)),
@@ -72,11 +81,22 @@ BARS = (
     Bar("rate", DEFAULT[:1], POLLING[0], 1.2, figure="latency.p50_us", most=True),
     *(
         Bar(section, NET, f"{net_peers.TESTPMD} net_vhost, {{layout}}", limit, figure="packets_per_second")
-        for section, limit in (
-            ("net-tx", 1), ("net-rx", 1), ("net-echo", 1), ("net-foreign", 1), ("net-switch", 1.5)
-        )
+        for section, limit in (("net-tx", 1), ("net-rx", 1), ("net-echo", 1), ("net-foreign", 1), ("net-switch", 1.5))
     ),
     Bar("net-rate", (net_peers.ours_name(polling=False),), NET[0], 1.1, figure="latency.p50_us", most=True),
+    *(
+        Bar(section, FS, fs_peers.RUST, limit, "polling", (), figure, False, fs_peers.NATIVE, NEAR_NATIVE, op)
+        for section, op, limit, figure in (
+            ("fs-meta", "getattr", 1.5, "iops"),
+            ("fs-meta", "lookup", 2, "iops"),
+            ("fs-data", "read", 1.5, "iops"),
+            ("fs-data", "write", 3, "iops"),
+            ("fs-names", "list", 3, "entries_per_second"),
+            ("fs-names", "create", 3, "iops"),
+        )
+    ),
+    Bar("fs-big", FS, fs_peers.NATIVE, 0.95, "polling"),
+    *(Bar("fs-sleep", FS_ASLEEP, fs_peers.RUST, 1.5, label=op) for op in ("getattr", "read")),
     Bar("python", ("examples/echo.py",), "", 200_000),
 )
 
@@ -105,8 +125,13 @@ def verdicts(cell: Cell) -> Iterator[Verdict]:
         for mine in bar.mine:
             than = bar.than.replace("{layout}", "packed" if ", packed" in mine else "split")
             values = cell.ratios(mine, than, bar.figure) if than else cell.values(mine, bar.figure)
-            if values:
-                yield _verdict(cell, bar, mine, than, values)
+            either = cell.ratios(mine, bar.or_than, bar.figure) if bar.or_than else []
+            found = [_verdict(cell, bar, mine, than, values)] if values else []
+            if either:
+                other = replace(bar, limit=bar.or_limit)
+                found.append(_verdict(cell, other, mine, bar.or_than, either))
+            if found:
+                yield min(found, key=lambda verdict: verdict.missed)
 
 
 def _verdict(cell: Cell, bar: Bar, mine: str, than: str, values: list[float]) -> Verdict:
@@ -125,4 +150,5 @@ FIGURES = {
     "latency.p50_us": "p50",
     "per_cpu_second": "req/CPU s",
     "packets_per_second": "packets/s",
+    "entries_per_second": "entries/s",
 }

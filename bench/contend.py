@@ -164,7 +164,7 @@ class Memcpy:
         stage.awake(None)
         cpu = stage.places.front if together else stage.places.back
         with tempfile.TemporaryDirectory(prefix="vhb-") as folder:
-            program = _compiled(Path(folder))
+            program = compiled("memcpy", Path(folder))
             numbers = (self.store.bytes, workload.block_bytes, workload.depth, int(workload.runtime * 1e9), cpu)
             done = subprocess.run([program, *map(str, numbers)], capture_output=True, text=True, check=False)
         if done.returncode:
@@ -173,13 +173,14 @@ class Memcpy:
         return baseline(workload, pieces / nanoseconds * 1e9, pieces, nanoseconds / 1e9)
 
 
-def _compiled(folder: Path) -> Path:
-    program = folder / "memcpy"
+def compiled(name: str, folder: Path) -> Path:
+    """This folder's `name`.c as a program in `folder`. Raises: ClickException: no compiler, or it fails."""
+    program = folder / name
     compiler = shutil.which("cc")
     if compiler is None:
-        raise click.ClickException(f"memcpy: {WHERE['memcpy']}")
-    command = [compiler, "-O2", "-o", str(program), str(Path(__file__).with_name("memcpy.c"))]
+        raise click.ClickException(f"{name}: {WHERE['memcpy']}")
+    command = [compiler, "-O2", "-o", str(program), str(Path(__file__).with_name(f"{name}.c"))]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise click.ClickException(f"bench/memcpy.c does not compile: {done.stderr.strip()[-500:]}")
+        raise click.ClickException(f"bench/{name}.c does not compile: {done.stderr.strip()[-500:]}")
     return program

@@ -51,12 +51,14 @@ class Program:
         sockets: files in its folder; it runs once they are there.
         config: text of {folder}/config.
         spins: it takes a whole processor whatever it does: not to be put beside a front-end.
+        once: it ends with its first connection, and is started anew for each.
     """
 
     command: tuple[str, ...]
     sockets: tuple[str, ...] = ("s",)
     config: str = ""
     spins: bool = False
+    once: bool = False
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from vhost.bench import Run, append_csv
 #: figure, its column, how it is written, what it is divided by
 COLUMNS = (
     ("iops", "k req/s", "{:,.0f}", 1e3),
+    ("entries_per_second", "k entries/s", "{:,.0f}", 1e3),
     ("packets_per_second", "Mpps", "{:,.2f}", 1e6),
     ("bits_per_second", "Gbit/s", "{:,.1f}", 1e9),
     ("latency.p50_us", "p50 µs", "{:,.2f}", 1),

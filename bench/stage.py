@@ -39,6 +39,7 @@ class Live:
     process: subprocess.Popen[bytes]
     folder: Path
     asleep: bool = False
+    used: bool = False
 
     @property
     def pid(self) -> int:
@@ -87,6 +88,7 @@ class Stage:
     def __init__(self, places: Places | None = None) -> None:
         self.places = places or Places.usable()
         self._live: dict[Program, Live] = {}
+        self._started = 0
         self._folder = tempfile.TemporaryDirectory(prefix="vhb-")
 
     def __enter__(self) -> Self:
@@ -109,6 +111,8 @@ class Stage:
                 live.freeze(True)
         if peer is None:
             return None
+        if peer.program.once and peer.program in self._live and self._live[peer.program].used:
+            self._live.pop(peer.program).end()
         if peer.program not in self._live:
             self._start(peer)
         found = self._live[peer.program]
@@ -119,12 +123,15 @@ class Stage:
         return found
 
     def sockets(self, peer: Peer) -> Sequence[str]:
-        """Of a peer that was awake."""
-        return [str(self._live[peer.program].folder / name) for name in peer.sockets]
+        """Of a peer that was awake: a connection to them follows."""
+        live = self._live[peer.program]
+        live.used = True
+        return [str(live.folder / name) for name in peer.sockets]
 
     def _start(self, peer: Peer) -> None:
         program = peer.program
-        folder = Path(self._folder.name) / str(len(self._live))
+        folder = Path(self._folder.name) / str(self._started)
+        self._started += 1
         folder.mkdir()
         names = {"{folder}": str(folder), "{front}": str(self.places.front), "{back}": str(self.places.back)}
 

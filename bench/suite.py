@@ -1,4 +1,4 @@
-"""``make bench``: our disk, its peers and baselines, driven by the same front-end, in turns.
+"""``make bench``: our devices, their peers and baselines, driven by the same front-end, in turns.
 
     python -m bench [SECTION]... [--rounds N] [--runtime S] [--quick] [--json FILE] [--csv FILE]
 
@@ -14,7 +14,7 @@ import click
 from rich.console import Console
 from rich.progress import Progress
 
-from bench import cost, duty, echo, net_suite, report, rounds, stores
+from bench import cost, duty, echo, fs_suite, net_suite, report, rounds, stores
 from bench.plan import Plan
 from bench.rounds import Cell
 from bench.stage import Stage
@@ -27,6 +27,7 @@ OPENED = {
     "rate": duty.opened,
     "python": echo.opened,
     **dict.fromkeys(net_suite.SECTIONS, net_suite.opened),
+    **dict.fromkeys(fs_suite.SECTIONS, fs_suite.opened),
 }
 DEPTHS = (1, 32, 128)
 LEGEND = """Medians of the rounds, with least and most; ratios are of neighbouring runs. polling: front-end and back-end
@@ -61,7 +62,7 @@ def main(
     wanted: tuple[str, ...], json_path: Path | None, csv_path: Path | None,
 ) -> None:  # fmt: skip
     """Measure ours beside its peers, all SECTIONs or some: null, memory, file, tmpfs, cost, idle, rate,
-    python; net-tx, net-rx, net-echo, net-switch, net-foreign, net-rate.
+    python; net-tx, net-rx, net-echo, net-switch, net-foreign, net-rate; fs-meta, fs-data, fs-big, fs-names, fs-sleep.
     """
     console = Console()
     console.width = max(console.width, 150)  # a log is wide enough

@@ -326,8 +326,9 @@ async def _session(frontend: Frontend, workload: Workload) -> Result:
 @asynccontextmanager
 async def _files(client: Client, workload: Workload) -> AsyncIterator[tuple[int, list[Node], list[int]]]:
     """The folder, its files that the load is about, and which of them were made now; removes those at the end."""
-    names = workload.names
     (found,) = await client.lookup(ROOT, [workload.folder])
+    # a listing takes what is there, unless it is to be compared
+    names = [] if found and workload.op == "list" and not workload.verify else workload.names
     folder = found or await client.mkdir(ROOT, workload.folder)
     there = await client.lookup(folder.node, names)
     absent = [number for number, node in enumerate(there) if node is None]
@@ -351,7 +352,7 @@ async def _drive(
         handles = await client.open([node.node for node in nodes], how)
     sizes = [workload.size if workload.op in _DATA else node.size for node in nodes]
     files = ffi.new("struct fs_load_file[]", len(nodes))
-    for number, (node, name, size) in enumerate(zip(nodes, workload.names, sizes, strict=True)):
+    for number, (node, name, size) in enumerate(zip(nodes, workload.names, sizes, strict=False)):
         entry = files[number]
         entry.node, entry.ino, entry.size, entry.name = node.node, node.ino, size, name.encode()
         entry.fh = handles[number] if handles else 0

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from bench import fs_peers, net_peers
 from bench.bars import BARS, verdicts
 from bench.peers import NULL_BYTES, STORAGE_DAEMON, Store, missing, ours, ours_many, ours_name
 from bench.report import disturbed
@@ -69,10 +70,28 @@ def test_targets_that_are_upper_limits() -> None:
 def test_every_target_names_what_a_section_has() -> None:
     """A name that nothing has would be a target that is never looked at."""
     null = Store("null", NULL_BYTES)
-    names = {ours(null, packed=packed, polling=polling).name for packed in (False, True) for polling in (False, True)}
+    both = (False, True)
+    names = {ours(null, packed=packed, polling=polling).name for packed in both for polling in both}
+    for part in (net_peers, fs_peers):
+        names |= {part.ours_name(packed=packed, polling=polling) for packed in both for polling in both}
     for bar in BARS:
         if bar.section not in ("cost", "python"):
             assert set(bar.mine) <= names, bar
+
+
+def test_one_of_two_targets_will_do() -> None:
+    """A multiple of the peer, or near what the host does itself."""
+    mine = fs_peers.ours_name()
+
+    def told(mine_iops: float, native: float) -> list[str]:
+        results = {mine: runs(mine_iops), fs_peers.RUST: runs(100), fs_peers.NATIVE: runs(native)}
+        found = cell("fs-meta", Workload(), results)
+        found.label = "lookup, 1"
+        return [f"{verdict.words}: {verdict}" for verdict in verdicts(found)]
+
+    assert told(250, 1000) == ["at least 2 x virtiofsd in Rust: met"]
+    assert told(170, 180) == ["at least 0.85 x system calls, native: met"]
+    assert told(150, 1000) == ["at least 2 x virtiofsd in Rust: missed by 25%"]
 
 
 def test_disturbed_runs_are_counted() -> None:

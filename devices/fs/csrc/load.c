@@ -343,7 +343,7 @@ int fs_load_run(struct fs_load *load, uint64_t duration_ns, int mode)
 	struct rusage before, after;
 	uint64_t begin_ns, cpu;
 
-	if (load->nr_queues == 0 || (load->nr_files == 0 && load->cfg.op != FS_LOAD_CREATE))
+	if (load->nr_queues == 0 || (load->nr_files == 0 && load->cfg.op < FS_LOAD_LIST))
 		return -EINVAL;
 	if (load->ticks_per_ns == 0)
 		load->ticks_per_ns = measure_ticks_per_ns();
