@@ -11,7 +11,7 @@ import netrig
 import pytest
 import trio
 from guestlib import AssetError, dpdk
-from guestlib.net import vhost_net
+from guestlib.net import vhost_net, vhost_serve
 
 from devices.net import NetFeature
 
@@ -73,6 +73,33 @@ async def test_virtio_user(tmp_path: Path, packed: bool, mergeable: bool) -> Non
         assert stats["in"]["frames"] == end.rx_packets
         assert stats["in"]["frames"] + sum(stats["dropped"].values()) == end.tx_packets
         assert set(stats["dropped"]) == {"no_buffer"}
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["split", "packed"])
+@pytest.mark.parametrize("mergeable", [True, False], ids=["mergeable", "big"])
+async def test_virtio_user_on_a_switch(tmp_path: Path, packed: bool, mergeable: bool) -> None:
+    """A front-end of ours sends to testpmd through the switch; it swaps the addresses; every byte comes back."""
+    sockets = [tmp_path / "dpdk.sock", tmp_path / "ours.sock"]
+    config = "".join(
+        f'[[device]]\ntype = "net"\nname = "{socket.stem}"\nsocket-path = "{socket}"\nswitch = "s"\n'
+        for socket in sockets
+    )
+    async with (
+        vhost_serve(tmp_path, config, sockets),
+        dpdk.virtio_user(tmp_path, sockets[0], packed=packed, mergeable=mergeable) as front,
+        netrig.guest(str(sockets[1]), size=64) as ours,
+    ):
+        await front.ask("set fwd macswap", "Set macswap")
+        await front.ask("start", "packets/burst")
+        for size in (60, 601, 1514):
+            ours.offer(20)
+            frames = [netrig.frame(size, tag=tag, dst=B, src=A) for tag in range(20)]
+            for tag, data in enumerate(frames):
+                ours.push(data, cut=(HEADER, 100) if tag % 2 else ())
+            got = await ours.receive(20)
+            await ours.sent(20)
+            assert [data for _, data in got] == [A + B + data[12:] for data in frames]
+        await front.ask("stop", r"Done\.")
 
 
 @pytest.mark.parametrize("packed", [False, True], ids=["split", "packed"])
