@@ -95,6 +95,10 @@ def _opened(s: PythonServer, inode: Inode, opened: Any) -> tuple[int, int]:
     return s.handles.add(inode, opened).number, flags
 
 
+def _regular(mode: int) -> int:
+    return stat.S_IFREG | mode & 0o7777
+
+
 def _fh(handle: Handle | None) -> FileHandle:
     return FileHandle(0) if handle is None else handle.fh
 
@@ -268,13 +272,13 @@ async def _fsyncdir(s: PythonServer, q: Any, inode: Inode, _: Handle | None) -> 
 
 async def _create(s: PythonServer, q: Any, inode: Inode, _: Handle | None) -> Reply:
     s.handles.room()
-    found, opened = await s.fs.create(inode, name_of(q.name, q.name_len), q.mode, q.flags)
+    found, opened = await s.fs.create(inode, name_of(q.name, q.name_len), _regular(q.mode), q.flags)
     return _created(s, found, opened)
 
 
 async def _tmpfile(s: PythonServer, q: Any, inode: Inode, _: Handle | None) -> Reply:
     s.handles.room()
-    found, opened = await s.fs.tmpfile(inode, q.mode, q.flags)
+    found, opened = await s.fs.tmpfile(inode, _regular(q.mode), q.flags)
     return _created(s, found, opened)
 
 

@@ -327,7 +327,7 @@ async def test_files() -> None:
         assert fs.calls[-2:] == [("fsyncdir", ROOT, False), ("syncfs", ROOT)]
         reply = await mount.ask(Opcode.TMPFILE, ROOT, struct.pack("<IIII", 2, 0o600, 0, 0) + name("t"), room=144)
         other = int.from_bytes(reply[128:136], "little")
-        assert fs.last() == ("tmpfile", ROOT, 0o600, 2)
+        assert fs.last() == ("tmpfile", ROOT, 0o100600, 2)
         copy = struct.pack("<QQQQQQQ", made, 1, 12, other, 2, 1 << 40, 0)
         assert (await mount.ask(Opcode.COPY_FILE_RANGE, 11, copy, room=8))[:4] == b"\5\0\0\0"
         assert fs.last()[:7] == ("copy", 11, 111, 1, 12, 112, 2)

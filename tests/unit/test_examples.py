@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
+import json
 import os
 import signal
+import stat
 import subprocess
 import sys
+import tarfile
+import zipfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 import trio
+from fsrig import ROOT, Mount, errno_of, guest
 
+from devices.fs.config import Opcode
 from vhost import Frontend
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -166,3 +174,160 @@ async def test_serve_socketpair(tmp_path: Path) -> None:
     done = await trio.run_process(example("serve_socketpair.py", image, sys.executable, vmm, "{fd}"), check=False)
     assert done.returncode == 7
     assert os.path.getsize(image) == 1 << 20
+
+
+@asynccontextmanager
+async def _mounted(socket: Path) -> AsyncIterator[Mount]:
+    """The file system served there, once it is."""
+    with trio.fail_after(20):
+        while not socket.exists():
+            await trio.sleep(0.01)
+    async with guest(str(socket)) as mount:
+        yield mount
+
+
+async def test_memory_fs(tmp_path: Path) -> None:
+    socket = tmp_path / "s"
+    async with running("memory_fs.py", socket), _mounted(socket) as mount:
+        folder = await mount.mkdir(ROOT, "folder", uid=1000, gid=100)
+        assert (folder.attr.uid, folder.attr.gid, folder.attr.nlink) == (1000, 100, 2)
+        assert (await mount.getattr(ROOT)).nlink == 3
+        made, fh = await mount.create(folder.nodeid, "file")
+        data = os.urandom(300_000)
+        assert await mount.write(made.nodeid, fh, data, 1000) == len(data)
+        assert await mount.read(made.nodeid, fh, 1 << 20) == bytes(1000) + data
+        await mount.link(made.nodeid, ROOT, "other")
+        assert await errno_of(mount.link(made.nodeid, ROOT, "other")) == errno.EEXIST
+        assert await errno_of(mount.rmdir(ROOT, "folder")) == errno.ENOTEMPTY
+        await mount.rename(folder.nodeid, "file", ROOT, "moved")
+        assert await errno_of(mount.rename(ROOT, "moved", ROOT, "other", 1)) == errno.EEXIST
+        await mount.rename(ROOT, "moved", ROOT, "folder", 2)  # exchanged
+        assert (await mount.lookup(ROOT, "folder")).nodeid == made.nodeid
+        assert {entry.name for entry in await mount.list(plus=True)} == {".", "..", "folder", "moved", "other"}
+        await mount.rmdir(ROOT, "moved")
+        attr = await mount.setattr(made.nodeid, size=10, mode=0o100600)
+        assert (attr.size, attr.mode, attr.nlink) == (10, stat.S_IFREG | 0o600, 2)
+        assert await mount.readlink((await mount.symlink(ROOT, "link", "to/where")).nodeid) == b"to/where"
+        await mount.setxattr(made.nodeid, "user.a", b"value")
+        assert await errno_of(mount.setxattr(made.nodeid, "user.a", b"", 1)) == errno.EEXIST
+        assert await mount.listxattr(made.nodeid) == ["user.a"]
+        await mount.removexattr(made.nodeid, "user.a")
+        assert await errno_of(mount.getxattr(made.nodeid, "user.a")) == errno.ENODATA
+        await mount.unlink(ROOT, "folder")
+        await mount.unlink(ROOT, "other")
+        assert await mount.read(made.nodeid, fh, 100) == bytes(10)  # open files live on
+        await mount.release(made.nodeid, fh)
+        await mount.forget(made.nodeid, 100)
+        blocks, free, *_ = await mount.statfs()
+        assert blocks == free == 1 << 18
+        assert await errno_of(mount.setattr(made.nodeid, size=1)) == errno.ESTALE
+
+
+async def test_memory_fs_locks(tmp_path: Path) -> None:
+    """Ranges and whole files, waiting, closing, and a guest that goes."""
+    socket = tmp_path / "s"
+    async with running("memory_fs.py", socket), _mounted(socket) as mount, trio.open_nursery() as nursery:
+        file, fh = await mount.create(ROOT, "file")
+
+        async def lock(owner: int, kind: int, start: int, end: int, opcode: int = Opcode.SETLK, *, flock=False) -> int:
+            args = mount.lock_args(fh, owner, kind, start, end, flock=flock)
+            return (await mount.call(opcode, file.nodeid, args))[0]
+
+        async def in_the_way(owner: int, start: int, end: int) -> tuple[int, ...]:
+            args = mount.lock_args(fh, owner, fcntl.F_WRLCK, start, end)
+            reply = await mount.ask(Opcode.GETLK, file.nodeid, args)
+            return int.from_bytes(reply[:8], "little"), int.from_bytes(reply[8:16], "little"), reply[16]
+
+        assert await lock(1, fcntl.F_WRLCK, 0, 99) == 0
+        assert await lock(1, fcntl.F_UNLCK, 40, 59) == 0
+        assert await in_the_way(2, 0, (1 << 63) - 1) == (0, 39, fcntl.F_WRLCK)
+        assert await in_the_way(2, 50, (1 << 63) - 1) == (60, 99, fcntl.F_WRLCK)
+        assert (await in_the_way(2, 40, 59))[2] == fcntl.F_UNLCK
+        assert await lock(2, fcntl.F_RDLCK, 39, 39) == errno.EAGAIN
+        assert await lock(2, fcntl.F_WRLCK, 40, 59) == 0
+        waited: list[int] = []
+
+        async def wait() -> None:
+            waited.append(await lock(2, fcntl.F_WRLCK, 0, 99, Opcode.SETLKW))
+
+        nursery.start_soon(wait)
+        await trio.sleep(0.05)
+        assert await lock(1, fcntl.F_WRLCK, 50, 50, Opcode.SETLKW) == errno.EDEADLK
+        assert await lock(3, fcntl.F_WRLCK, 0, 9, flock=True) == 0  # the other kind of lock
+        assert await lock(4, fcntl.F_RDLCK, 0, 9, flock=True) == errno.EAGAIN
+        assert waited == []
+        await mount.flush(file.nodeid, fh, owner=1)  # closed by its process
+        with trio.fail_after(5):
+            while not waited:
+                await trio.sleep(0.01)
+        assert waited == [0]
+        assert await in_the_way(1, 0, 1000) == (0, 99, fcntl.F_WRLCK)
+        await mount.release(file.nodeid, fh, flags=2, owner=3)
+        fh = await mount.open(file.nodeid)
+        assert await lock(4, fcntl.F_WRLCK, 0, 9, flock=True) == 0
+
+
+ARCHIVED = {"top.txt": b"top", "deep/er/file": os.urandom(100_000), "deep/empty": b""}
+
+
+def _archive(path: Path) -> None:
+    if path.suffix == ".zip":
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+            for name, data in ARCHIVED.items():
+                archive.writestr(name, data)
+        return
+    for name, data in ARCHIVED.items():
+        target = path.parent / "tree" / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(data)
+    with tarfile.open(path, "w:gz") as archive:
+        archive.add(path.parent / "tree", ".")
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar.gz"])
+async def test_archive_fs(tmp_path: Path, kind: str) -> None:
+    socket, path = tmp_path / "s", tmp_path / f"a.{kind}"
+    _archive(path)
+    async with running("archive_fs.py", path, socket), _mounted(socket) as mount:
+        assert {entry.name for entry in await mount.list()} == {".", "..", "top.txt", "deep"}
+        for name, data in ARCHIVED.items():
+            entry = await mount.walk(name)
+            assert (entry.attr.size, stat.S_ISREG(entry.attr.mode)) == (len(data), True)
+            fh = await mount.open(entry.nodeid)
+            assert await mount.read(entry.nodeid, fh, 1 << 20) == data
+            await mount.release(entry.nodeid, fh)
+        assert stat.S_ISDIR((await mount.walk("deep/er")).attr.mode)
+        assert await errno_of(mount.open((await mount.walk("top.txt")).nodeid, os.O_RDWR)) == errno.EROFS
+        assert await errno_of(mount.mkdir(ROOT, "new")) == errno.ENOSYS
+
+
+async def test_overlay_log_fs(tmp_path: Path) -> None:
+    socket, log, shared = tmp_path / "s", tmp_path / "log", tmp_path / "shared"
+    shared.mkdir()
+    (shared / "there").write_bytes(b"already")
+    async with running("overlay_log_fs.py", shared, log, socket), _mounted(socket) as mount:
+        there = await mount.lookup(ROOT, "there")
+        fh = await mount.open(there.nodeid, os.O_RDWR)
+        assert await mount.read(there.nodeid, fh, 100) == b"already"
+        assert await mount.write(there.nodeid, fh, b"more", 7) == 4
+        folder = await mount.mkdir(ROOT, "folder")
+        made, other = await mount.create(folder.nodeid, "new", uid=1000, gid=100)
+        assert (made.attr.uid, made.attr.gid) == (1000, 100)
+        await mount.write(made.nodeid, other, b"text")
+        await mount.link(made.nodeid, ROOT, "linked")
+        await mount.rename(folder.nodeid, "new", ROOT, "renamed")
+        assert await mount.readlink((await mount.symlink(ROOT, "link", "there")).nodeid) == b"there"
+        assert (await mount.setattr(made.nodeid, size=2, mode=0o100600)).size == 2
+        await mount.rmdir(ROOT, "folder")
+        await mount.unlink(ROOT, "link")
+        assert {entry.name for entry in await mount.list(plus=True)} == {".", "..", "there", "linked", "renamed"}
+        os.mkfifo(shared / "fifo")
+        assert await errno_of(mount.open((await mount.lookup(ROOT, "fifo")).nodeid)) == errno.ENXIO
+    assert (shared / "there").read_bytes() == b"alreadymore"
+    assert (shared / "linked").read_bytes() == b"te"
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    assert [line["what"] for line in lines] == [
+        "write", "mkdir", "create", "write", "link", "rename", "symlink", "setattr", "rmdir", "unlink",
+    ]  # fmt: skip
+    assert (lines[0]["path"], lines[0]["offset"], lines[0]["size"]) == (str(shared / "there"), 7, 4)
+    assert (lines[2]["path"], lines[2]["uid"]) == (str(shared / "folder/new"), 1000)
