@@ -25,6 +25,7 @@ VERSION_1, PACKED, INDIRECT, EVENT_IDX = (
 BASE = int(VERSION_1 | INDIRECT | EVENT_IDX)
 
 _HEADER = struct.Struct("<BBHHHHH")
+_HASH = struct.Struct("<IH")
 NEEDS_CSUM, DATA_VALID = 1, 2
 TCPV4, UDP, TCPV6, UDP_L4, ECN = 1, 3, 4, 5, 0x80
 
@@ -37,7 +38,7 @@ def free_port(kind: int = socket.SOCK_STREAM) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """struct virtio_net_hdr with num_buffers."""
+    """struct virtio_net_hdr with num_buffers, and what is reported of a hash."""
 
     flags: int = 0
     gso_type: int = 0
@@ -46,6 +47,8 @@ class Header:
     csum_start: int = 0
     csum_offset: int = 0
     num_buffers: int = 0
+    hash_value: int = 0
+    hash_report: int = 0
 
     def pack(self, size: int = 12) -> bytes:
         return _HEADER.pack(
@@ -54,7 +57,7 @@ class Header:
 
     @classmethod
     def unpack(cls, data: bytes) -> Header:
-        return cls(*_HEADER.unpack(data[:12].ljust(12, b"\0")))
+        return cls(*_HEADER.unpack(data[:12].ljust(12, b"\0")), *_HASH.unpack(data[12:18].ljust(6, b"\0")))
 
 
 def frame(length: int = 60, *, tag: int = 0, dst: bytes = b"\xff" * 6, src: bytes = b"\x52\x54\0\0\0\1") -> bytes:
@@ -160,7 +163,7 @@ class Guest:
             if not parts[0]:  # a buffer given back unused
                 parts.clear()
                 continue
-            header = Header.unpack(parts[0])
+            header = Header.unpack(parts[0][: self.header])
             if self.header >= 12 and not self.foreign:
                 assert header.num_buffers >= 1
                 assert self.mergeable or header.num_buffers == 1
@@ -180,6 +183,33 @@ class Guest:
                     await trio.sleep(0.001)
         assert len(got) == count, got
         return got
+
+
+class Control:
+    """The control queue of `g`, ring `index`."""
+
+    def __init__(self, g: Guest, index: int) -> None:
+        self.queue = g.fe.queues[index]
+        self.memory = g.fe.memory
+
+    async def __call__(self, kind: int, command: int, *data: bytes, ack: int = 1) -> int | None:
+        parts = [bytes((kind, command)), *data]
+        out = []
+        for part in parts:
+            at = self.memory.alloc(max(len(part), 1))
+            self.memory.write(at, part)
+            out.append((at, len(part)))
+        into = [(self.memory.alloc(ack), ack)] if ack else []
+        for at, n in into:
+            self.memory.write(at, b"\xee" * n)
+        self.queue.ring.add(out, into, 1)
+        if self.queue.ring.publish():
+            self.queue.kick()
+        with trio.fail_after(5):
+            while not (used := self.queue.ring.poll()):
+                await trio.sleep(0.001)
+        assert used[0].length == min(ack, 1)
+        return self.memory.read(into[0][0], 1)[0] if ack else None
 
 
 @asynccontextmanager
@@ -203,6 +233,7 @@ async def guest(
         await fe.ask_u64(FrontendRequest.GET_FEATURES)  # a front-end without answers: all is done now
         mergeable = bool(fe.features & NetFeature.MRG_RXBUF)
         header = 12 if mergeable or fe.features & VERSION_1 else 10
+        header = 20 if fe.features & NetFeature.HASH_REPORT else header
         yield Guest(fe, fe.features, header=header, mergeable=mergeable)
 
 

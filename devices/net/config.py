@@ -20,6 +20,9 @@ _ANNOUNCE = 2
 _UNKNOWN_SPEED = 0xFFFFFFFF
 _UNKNOWN_DUPLEX = 0xFF
 
+#: of hashes of flows (rss.h): bytes of a key, entries of a table, kinds of flows
+_HASHES = (40, 128, 0x3F)
+
 
 class NetFeature(IntFlag):
     """Feature bits of virtio-net."""
@@ -54,9 +57,9 @@ class NetFeature(IntFlag):
 
 
 def pack_config(*, mac: bytes, link_up: bool, announce: bool, pairs: int, mtu: int) -> bytes:
-    """The 24 bytes of the configuration space."""
+    """The 24 bytes of the configuration space, with those that only drivers who know hashes of flows look at."""
     status = _LINK_UP * link_up | _ANNOUNCE * announce
-    return _LAYOUT.pack(mac, status, pairs, mtu, _UNKNOWN_SPEED, _UNKNOWN_DUPLEX, 0, 0, 0)
+    return _LAYOUT.pack(mac, status, pairs, mtu, _UNKNOWN_SPEED, _UNKNOWN_DUPLEX, *_HASHES)
 
 
 def parse_mac(text: str) -> bytes:

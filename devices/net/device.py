@@ -162,7 +162,9 @@ class Net(Device):
         """What it offers."""
         offer = _CONTROL
         if self._offer_config:  # who cannot read them takes them for zeroes: User-mode Linux would see no carrier
-            offer |= NetFeature.MAC | NetFeature.STATUS
+            offer |= NetFeature.MAC | NetFeature.STATUS | NetFeature.HASH_REPORT
+            if self.link.shared and self.pairs > 1:  # whoever has a frame may give it to any pair
+                offer |= NetFeature.RSS
         if self._offloads:
             offer |= _OFFLOADS
         if self._mergeable:

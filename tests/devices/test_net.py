@@ -18,6 +18,7 @@ from netrig import (
     UDP,
     UDP_L4,
     VERSION_1,
+    Control,
     Guest,
     Header,
     frame,
@@ -291,33 +292,6 @@ async def test_nowhere_to_go() -> None:
 
 
 # The control queue
-
-
-class Control:
-    """The control queue of `g`, ring `index`."""
-
-    def __init__(self, g: Guest, index: int) -> None:
-        self.queue = g.fe.queues[index]
-        self.memory = g.fe.memory
-
-    async def __call__(self, kind: int, command: int, *data: bytes, ack: int = 1) -> int | None:
-        parts = [bytes((kind, command)), *data]
-        out = []
-        for part in parts:
-            at = self.memory.alloc(max(len(part), 1))
-            self.memory.write(at, part)
-            out.append((at, len(part)))
-        into = [(self.memory.alloc(ack), ack)] if ack else []
-        for at, n in into:
-            self.memory.write(at, b"\xee" * n)
-        self.queue.ring.add(out, into, 1)
-        if self.queue.ring.publish():
-            self.queue.kick()
-        with trio.fail_after(5):
-            while not (used := self.queue.ring.poll()):
-                await trio.sleep(0.001)
-        assert used[0].length == min(ack, 1)
-        return self.memory.read(into[0][0], 1)[0] if ack else None
 
 
 CONTROL = int(

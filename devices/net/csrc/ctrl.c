@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * ctrl.c - the control queue (VIRTIO 1.3, 5.1.6.5): receive filter, MAC address, pairs in use, offloads of the guest.
+ * ctrl.c - the control queue (VIRTIO 1.3, 5.1.6.5): receive filter, MAC address, pairs in use and flows' hashes, offloads of
+ * the guest.
  *
  * Only front-ends that leave it to us have one here (crosvm); QEMU and cloud-hypervisor keep it to themselves.
  *
@@ -24,6 +25,9 @@ enum {
 	MAC_ADDR_SET = 1,
 	VLAN_ADD = 0,
 	VLAN_DEL = 1,
+	MQ_PAIRS = 0,
+	MQ_RSS = 1,
+	MQ_HASH = 2,
 
 	ACK_OK = 0,
 	ACK_ERR = 1,
@@ -123,6 +127,7 @@ void net_dev_reset(struct net_dev *dev, const uint8_t *mac)
 		__atomic_store_n(&dev->filter.nr[i], 0, __ATOMIC_RELAXED);
 	for (i = 0; i < NET_VLAN_WORDS; i++)
 		__atomic_store_n(&dev->filter.vlans[i], 0, __ATOMIC_RELAXED);
+	net_rss_stop(&dev->rss);
 	__atomic_store_n(&dev->announce, 0, __ATOMIC_RELAXED);
 	__atomic_store_n(&dev->active, dev->pairs, __ATOMIC_RELAXED);
 	net_dev_set_mac(dev, mac);
@@ -229,14 +234,96 @@ static bool vlan_command(struct net_dev *dev, uint8_t command, const struct ring
 	return true;
 }
 
-static bool pairs_command(struct net_dev *dev, uint8_t command, const struct ring_chain *chain)
+static bool pairs_command(struct net_dev *dev, const struct ring_chain *chain)
 {
 	uint16_t pairs;
 
-	if (command != 0 || !has(dev, NET_V_MQ) || !take(chain, &pairs, sizeof(pairs)) || !pairs || pairs > dev->pairs)
+	if (!has(dev, NET_V_MQ) || !take(chain, &pairs, sizeof(pairs)) || !pairs || pairs > dev->pairs)
 		return false;
+	__atomic_store_n(&dev->rss.steer, 0, __ATOMIC_RELEASE);	/* VIRTIO 1.3, 5.1.6.5.6: from now on it is ours to choose */
 	__atomic_store_n(&dev->active, pairs, __ATOMIC_RELAXED);
 	return true;
+}
+
+/* The key, length first, is all that is left of the command at @at. */
+static bool read_key(const struct ring_chain *chain, uint32_t at, uint8_t *key, uint8_t *len)
+{
+	return at < chain->out_bytes && ring_chain_read(chain, at, len, 1) == 1 && *len <= NET_RSS_KEY &&
+	       chain->out_bytes == at + 1 + *len && ring_chain_read(chain, at + 1, key, *len) == *len;
+}
+
+static void start_hash(struct net_dev *dev, uint32_t types, const uint8_t *key, uint32_t len)
+{
+	net_rss_set_key(&dev->rss, key, len);
+	__atomic_store_n(&dev->rss.types, types, __ATOMIC_RELEASE);
+}
+
+static bool hash_command(struct net_dev *dev, const struct ring_chain *chain)
+{
+	uint8_t key[NET_RSS_KEY], len;
+	struct {
+		uint32_t types;
+		uint16_t reserved[4];
+	} conf;
+
+	if (!has(dev, NET_V_HASH_REPORT) || ring_chain_read(chain, HEADER, &conf, sizeof(conf)) != sizeof(conf) ||
+	    conf.types & ~(uint32_t)NET_HASH_TYPES || !read_key(chain, HEADER + sizeof(conf), key, &len))
+		return false;
+	__atomic_store_n(&dev->rss.types, 0, __ATOMIC_RELEASE);
+	start_hash(dev, conf.types, key, len);
+	return true;
+}
+
+static bool rss_command(struct net_dev *dev, const struct ring_chain *chain)
+{
+	struct net_rss *rss = &dev->rss;
+	uint16_t table[NET_RSS_TABLE], tx;
+	uint8_t key[NET_RSS_KEY], len;
+	uint32_t at = HEADER, bytes, i;
+	struct {
+		uint32_t types;
+		uint16_t mask;
+		uint16_t unclassified;
+	} conf;
+
+	if (!has(dev, NET_V_RSS) || ring_chain_read(chain, at, &conf, sizeof(conf)) != sizeof(conf))
+		return false;
+	at += (uint32_t)sizeof(conf);
+	if (conf.types & ~(uint32_t)NET_HASH_TYPES || conf.mask >= NET_RSS_TABLE || conf.mask & (conf.mask + 1) ||
+	    conf.unclassified >= dev->pairs)
+		return false;
+	bytes = (conf.mask + 1u) * (uint32_t)sizeof(table[0]);
+	if (at + bytes + sizeof(tx) > chain->out_bytes || ring_chain_read(chain, at, table, bytes) != bytes ||
+	    ring_chain_read(chain, at + bytes, &tx, sizeof(tx)) != sizeof(tx) || !tx || tx > dev->pairs ||
+	    !read_key(chain, at + bytes + (uint32_t)sizeof(tx), key, &len))
+		return false;
+	for (i = 0; i <= conf.mask; i++) {
+		if (table[i] >= dev->pairs)
+			return false;
+	}
+	net_rss_stop(rss);
+	for (i = 0; i <= conf.mask; i++)
+		__atomic_store_n(&rss->table[i], (uint8_t)table[i], __ATOMIC_RELAXED);
+	__atomic_store_n(&rss->mask, conf.mask, __ATOMIC_RELAXED);
+	__atomic_store_n(&rss->unclassified, conf.unclassified, __ATOMIC_RELAXED);
+	__atomic_store_n(&dev->active, tx, __ATOMIC_RELAXED);
+	start_hash(dev, conf.types, key, len);
+	__atomic_store_n(&rss->steer, 1, __ATOMIC_RELEASE);
+	return true;
+}
+
+static bool mq_command(struct net_dev *dev, uint8_t command, const struct ring_chain *chain)
+{
+	switch (command) {
+	case MQ_PAIRS:
+		return pairs_command(dev, chain);
+	case MQ_RSS:
+		return rss_command(dev, chain);
+	case MQ_HASH:
+		return hash_command(dev, chain);
+	default:
+		return false;
+	}
 }
 
 static bool offloads_command(struct net_dev *dev, uint8_t command, const struct ring_chain *chain)
@@ -272,7 +359,7 @@ static bool obey(struct net_dev *dev, const struct ring_chain *chain)
 		net_dev_set_announce(dev, 0);
 		return true;
 	case CLASS_MQ:
-		return pairs_command(dev, header[1], chain);
+		return mq_command(dev, header[1], chain);
 	case CLASS_OFFLOADS:
 		return offloads_command(dev, header[1], chain);
 	default:

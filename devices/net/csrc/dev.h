@@ -16,6 +16,7 @@
 #define NET_DEV_H
 
 #include "devices/net/csrc/net_int.h"
+#include "devices/net/csrc/rss.h"
 
 enum {
 	/* virtio feature bits: VIRTIO 1.3, 5.1.3 */
@@ -43,6 +44,7 @@ enum {
 	NET_V_GUEST_USO6 = 55,
 	NET_V_HOST_USO = 56,
 	NET_V_HASH_REPORT = 57,
+	NET_V_RSS = 60,
 
 	NET_HDR_LEGACY = 10,
 	NET_HDR_HASH = 20,
@@ -124,6 +126,7 @@ struct net_dev {
 	uint32_t active;		/* pairs in use, 1 to @pairs; any thread reads */
 	uint32_t announce;		/* the driver is asked to announce itself; any thread */
 	struct net_filter filter;
+	struct net_rss rss;
 	struct net_port_stats past;	/* of rings that are gone */
 };
 

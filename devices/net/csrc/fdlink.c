@@ -419,6 +419,7 @@ static int pump_direct(struct fd_queue *q, struct net_dev *dev, int budget)
 static struct net_dev *direct_peer(const struct fd_queue *q)
 {
 	struct net_port *peer = q->port->port.peer;
+	struct net_dev *dev;
 	uint32_t takes;
 
 	if (!peer || net_is_down(peer) || net_is_down(&q->port->port) || peer->capture || q->port->port.capture)
@@ -426,7 +427,8 @@ static struct net_dev *direct_peer(const struct fd_queue *q)
 	takes = __atomic_load_n(&peer->takes, __ATOMIC_RELAXED);
 	if (q->gives & ~takes)
 		return NULL;
-	return net_port_dev(peer);
+	dev = net_port_dev(peer);
+	return dev && !net_dev_steers(dev) ? dev : NULL;
 }
 
 static int pump(struct fd_queue *q, int budget)

@@ -123,6 +123,11 @@ void net_dev_set_shared(struct net_dev *dev, int shared)
 	dev->shared = shared != 0;
 }
 
+bool net_dev_steers(const struct net_dev *dev)
+{
+	return net_rss_steers(&dev->rss);
+}
+
 /* --- announcing ------------------------------------------------------------------------------------------------- */
 
 enum { RARP_BYTES = 60 };
@@ -181,8 +186,10 @@ struct ring_source *net_queue_new(struct net_dev *dev, struct ring_vq *vq, uint3
 {
 	uint32_t pair = index / 2;
 
+	bool many = has(dev->features, NET_V_MQ) || has(dev->features, NET_V_RSS);
+
 	/* VIRTIO 1.3, 5.1.2: it comes after the pairs that the driver knows about */
-	if (has(dev->features, NET_V_CTRL_VQ) && index == 2 * (has(dev->features, NET_V_MQ) ? dev->pairs : 1))
+	if (has(dev->features, NET_V_CTRL_VQ) && index == 2 * (many ? dev->pairs : 1))
 		return net_ctrlq_new(dev, vq);
 	if (pair >= dev->pairs)
 		return NULL;

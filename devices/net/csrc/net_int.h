@@ -137,6 +137,7 @@ int net_rx_read(struct net_dev *dev, uint32_t pair, uint32_t max,
 		ssize_t (*read)(void *arg, const struct ring_iov *iov, int nr), void *arg);
 void net_rx_set_feeder(struct net_dev *dev, uint32_t pair, struct net_feeder *feeder);	/* parked; NULL: none */
 struct net_dev *net_port_dev(struct net_port *port);	/* NULL: not a guest's */
+bool net_dev_steers(const struct net_dev *dev);		/* its driver says which pair a frame goes to: only send() knows */
 
 /* --- offload.c: finishing what a taker cannot take ---------------------------------------------------------- */
 

@@ -162,6 +162,8 @@ static inline void make_header(const struct net_rxq *q, const struct net_frame *
 	w->hash_value = 0;
 	w->hash_report = 0;
 	w->pad = 0;
+	if (net_unlikely(q->hdr_len == NET_HDR_HASH))
+		w->hash_report = (uint16_t)net_rss_hash(&q->dev->rss, f->head, f->head_len, &w->hash_value);
 }
 
 /* The first line of a buffer is on its way since it was popped; with the header, the smallest frame has two. */
@@ -281,7 +283,9 @@ static struct net_rxq *choose(const struct net_dev *dev, const struct net_frame 
 
 	if (!dev->shared)
 		return pair < dev->pairs ? dev->rx[pair] : NULL;
-	if (net_unlikely(pair >= active))
+	if (net_unlikely(net_rss_steers(&dev->rss)))
+		pair = net_rss_pair(&dev->rss, f);
+	else if (net_unlikely(pair >= active))
 		pair %= active;
 	q = dev->rx[pair];
 	return net_likely(runs(q)) ? q : dev->rx[0];
@@ -290,14 +294,19 @@ static struct net_rxq *choose(const struct net_dev *dev, const struct net_frame 
 void net_rx_send(struct net_port *port, const struct net_frame *const *frames, int n)
 {
 	struct net_dev *dev = net_dev_of(port);
+	bool steers = net_rss_steers(&dev->rss);
+	struct net_rxq *q, *next = choose(dev, frames[0]);
 	int i, end;
 
 	for (i = 0; i < n; i = end) {
-		struct net_rxq *q = choose(dev, frames[i]);
-
-		end = i + 1;
-		while (end < n && frames[end]->pair == frames[i]->pair)
-			end++;
+		q = next;
+		for (end = i + 1; end < n; end++) {
+			if (net_likely(!steers && frames[end]->pair == frames[i]->pair))
+				continue;
+			next = choose(dev, frames[end]);
+			if (next != q)
+				break;
+		}
 		if (net_unlikely(!runs(q) || net_is_down(port)))
 			net_count_shared(&port->stats.dropped[NET_DROP_DOWN], (uint64_t)(end - i));
 		else
@@ -383,6 +392,23 @@ static int gather(struct net_rxq *q, uint32_t n, size_t skip, int from)
 	return from;
 }
 
+/* The hash of a frame of @bytes that lies at q->iov[1] and after. */
+static void hash_read(const struct net_rxq *q, uint32_t bytes, struct net_wire *w)
+{
+	uint32_t len = bytes < NET_HEAD ? bytes : NET_HEAD, at = 0;
+	const struct ring_iov *iov = &q->iov[1];
+	uint8_t head[NET_HEAD];
+
+	while (at < len) {
+		size_t n = iov->len < len - at ? iov->len : len - at;
+
+		shm_copy_in(head + at, iov->base, n);
+		at += (uint32_t)n;
+		iov++;
+	}
+	w->hash_report = (uint16_t)net_rss_hash(&q->dev->rss, head, len, &w->hash_value);
+}
+
 /* @bytes of frame lie in the buffers: finish the header and give them to the driver. */
 static void publish(struct net_rxq *q, uint32_t bytes, const struct net_hdr *hdr)
 {
@@ -397,6 +423,8 @@ static void publish(struct net_rxq *q, uint32_t bytes, const struct net_hdr *hdr
 		struct cursor c = { .chain = &q->chains[q->at] };
 
 		w.hdr = *hdr;
+		if (q->hdr_len == NET_HDR_HASH && net_rss_on(&q->dev->rss))
+			hash_read(q, bytes, &w);
 		put(&c, &w, q->hdr_len);
 	} else {
 		ring_chain_write(q->chains[q->at], sizeof(w.hdr), &w.num_buffers, sizeof(w.num_buffers));

@@ -41,6 +41,7 @@ class FileLink(NetLink):
     ) -> None:
         self._port: Any = None
         self._fds = list(fds)
+        self.shared = len(self._fds) == 1  # all pairs are where that queue is
         self._card: Net | None = None
         self._offload = offload
         self._sources: dict[int, SourcePtr] = {}
