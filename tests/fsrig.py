@@ -29,6 +29,7 @@ from vhost.frontend import PLAIN, Frontend, Personality
 from vhost.frontend.queue import Queue
 
 ROOT = 1
+Names = list[str]
 EVERY_FLAG = sum(InitFlag)
 
 _IN = struct.Struct("<IIQQIIIHH")
@@ -445,7 +446,7 @@ class Mount:
             args += struct.pack("<II", ext_flags, 0)
         await self.ask(Opcode.SETXATTR, nodeid, args + name(text) + value, room=0, **how)
 
-    async def listxattr(self, nodeid: int, size: int = 65536, **how: Any) -> list[str]:
+    async def listxattr(self, nodeid: int, size: int = 65536, **how: Any) -> Names:
         reply = await self.ask(Opcode.LISTXATTR, nodeid, struct.pack("<II", size, 0), room=size or 8, **how)
         return [os.fsdecode(text) for text in reply.split(b"\0")[:-1]]
 

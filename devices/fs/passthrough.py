@@ -284,8 +284,9 @@ def _put_rules(opt: Any, rules: Sequence[XattrRule], keep: list[Any]) -> None:
     keep.append(table)
     for to, rule in zip(table, rules, strict=False):
         to.type, to.scope = int(rule.action), int(rule.scope)
-        to.key, to.prepend = (ffi.new("char[]", text.encode()) for text in (rule.key, rule.prepend))
-        keep += [to.key, to.prepend]
+        key, prepend = (ffi.new("char[]", text.encode()) for text in (rule.key, rule.prepend))
+        to.key, to.prepend = key, prepend
+        keep += [key, prepend]
     opt.nr_xattr_rules, opt.xattr_rules = len(rules), table
 
 

@@ -88,6 +88,8 @@ int pass_open(struct pass *fs, struct fs_req *req, struct pass_inode *inode, boo
 
 	if ((flags & O_ACCMODE) == O_ACCMODE)
 		return -EINVAL;
+	if (fs->opt.read_only && flags & (O_ACCMODE | O_TRUNC))
+		return -EROFS;
 	if (!S_ISREG(pass_inode_type(inode)))
 		return S_ISDIR(pass_inode_type(inode)) ? -EISDIR : S_ISLNK(pass_inode_type(inode)) ? -ELOOP : -EACCES;
 	if ((flags & O_TRUNC) && !pool && is_big(fs, inode))
