@@ -20,8 +20,9 @@ import peerlib
 
 from vhost.constants import ProtocolFeature, VirtioFeature
 from vhost.frontend import Memory
+from vhost.frontend.rings import Buffer, Used
 from vhost.testing import DEVICES, Connect, Failure, Peer, Ring, connect_to
-from vhost.testing.report import Trial
+from vhost.testing.report import Probe, Trial
 
 #: what the process may keep after an attack: an arena or two of the allocator, never a share of what was sent
 RSS_SLACK = 12 << 20
@@ -32,21 +33,45 @@ SANITIZED = "VHOST_SANITIZED" in os.environ
 VICTIMS = 140
 
 
+#: tables of a configuration: the device and what it needs
+DEVICE_TABLES = {
+    "blk": 'type = "blk"\nstore = "memory:1M"\nnum-queues = 4\niommu = true\n',
+    "net-receive": 'type = "net"\nsource = 60\n',
+    "net-transmit": 'type = "net"\nsource = 60\n',
+}
+HEADER, FRAME = 12, b"\xff" * 6 + b"\x52\x54\0\0\0\1" + b"\x88\xb5" + bytes(46)
+
+
+def _frame(peer: Peer) -> tuple[list[Buffer], list[Buffer]]:
+    """For either ring of a pair: a frame to send, and room for one that comes."""
+    return [peer.put(bytes(HEADER) + FRAME)], [peer.room(2048)]
+
+
+def _came_or_went(peer: Peer, in_: list[Buffer], used: Used) -> None:
+    """Receive rings fill the room with a frame, transmit rings leave it as it is."""
+    if used.length not in (0, HEADER + len(FRAME)):
+        raise Failure(f"{used.length} bytes are said to be written for a frame of {len(FRAME)}")
+
+
 class Stand:
     """The process under attack.
 
     Attributes:
-        kind: "rng" (devices in Python) or "blk" (C workers).
+        kind: "rng" (devices in Python), "blk" (C workers), "net-receive" or "net-transmit" (cards that are sent frames
+            all the time, and swallow what is sent).
+        index: of the ring that is attacked; there is another beside it.
         trial: makes requests that are known to be harmless.
     """
 
     def __init__(self, kind: str, backend: peerlib.Backend, victims: Sequence[Path], bystander: Path) -> None:
         self.kind, self.backend = kind, backend
+        self.index = 1 if kind == "net-transmit" else 0
         self._victims = cycle(victims)
         self.connect: Connect = connect_to(next(self._victims), timeout=5)
-        self.trial = Trial(self.connect, DEVICES[kind][1])
+        probe = Probe(_frame, _came_or_went) if kind.startswith("net") else DEVICES[kind][1]
+        self.trial = Trial(self.connect, probe)
         self.bystander = Peer(connect_to(bystander)())
-        (self.bystander_ring,) = self.bystander.bring_up(0)
+        (self.bystander_ring,) = self._rings(self.bystander, 0, 1, 64)
         self.well()
         self.pid = backend.pid
         self.heard = len(backend.words)
@@ -60,13 +85,18 @@ class Stand:
         """Running rings on a fresh connection to the victim; close their peer."""
         peer = self.peer(memory)
         try:
-            rings = peer.bring_up(features, queues=queues, size=size)
+            rings = self._rings(peer, features, queues, size)
             for ring in rings:
                 self.trial.works(ring)
         except BaseException:
             peer.close()
             raise
         return rings
+
+    def _rings(self, peer: Peer, features: int, queues: int, size: int) -> list[Ring]:
+        """The one to be attacked is the first."""
+        rings = peer.bring_up(features, queues=max(queues, self.index + 1), size=size)
+        return [rings[self.index], *(ring for ring in rings if ring.index != self.index)][:queues]
 
     def works(self, ring: Ring, count: int = 1) -> None:
         """Harmless requests on `ring` are answered."""
@@ -124,8 +154,7 @@ def stand(kind: str) -> Iterator[Stand]:
             config = path / "config.toml"
             config.write_text(
                 "".join(
-                    f'[[device]]\ntype = "blk"\nname = "{sock.name}"\nsocket-path = "{sock}"\n'
-                    f'store = "memory:1M"\nnum-queues = 4\niommu = true\n'
+                    f'[[device]]\nname = "{sock.name}"\nsocket-path = "{sock}"\n{DEVICE_TABLES[kind]}'
                     for sock in (*victims, bystander)
                 )
             )

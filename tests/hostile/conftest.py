@@ -1,4 +1,7 @@
-"""Every hostile test runs against devices in Python and against C workers, and ends with the invariants."""
+"""Every hostile test runs against devices in Python and against C workers, and ends with the invariants.
+
+Modules that say CARDS are about rings, and run against network cards as well: session and memory are everybody's.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,13 @@ import hostilelib
 import pytest
 
 
-@pytest.fixture(scope="module", params=["rng", "blk"])
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "process" in metafunc.fixturenames:
+        cards = ["net-receive", "net-transmit"] if getattr(metafunc.module, "CARDS", False) else []
+        metafunc.parametrize("process", ["rng", "blk", *cards], indirect=True, scope="module")
+
+
+@pytest.fixture(scope="module")
 def process(request: pytest.FixtureRequest) -> Iterator[hostilelib.Stand]:
     with hostilelib.stand(request.param) as stand:
         yield stand

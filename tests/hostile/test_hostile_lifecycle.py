@@ -25,6 +25,9 @@ from vhost.testing import Failure, Peer, Ring
 from vhost.testing.check_blk import IN, OUT, header
 
 SECTOR = 512
+#: cards are attacked too, not only devices in Python and disks
+CARDS = True
+
 LAYOUTS = pytest.mark.parametrize("features", [SPLIT, PACKED], ids=["split", "packed"])
 
 
@@ -107,6 +110,8 @@ def test_killed_under_load(features: int, rounds: int) -> None:
 
 def test_stale_inflight_after_reset(stand: Stand) -> None:
     """A guest resets with an old record still set: nothing of the time before is replayed."""
+    if stand.kind.startswith("net"):
+        return  # frames are lost, not sent again
     with stand.peer().handshake() as peer:
         peer.set_features(peer.features & (V.VERSION_1 | V.PROTOCOL_FEATURES))
         peer.share_memory()
@@ -135,7 +140,7 @@ def test_reset_under_load(stand: Stand, features: int) -> None:
             peer.ok(F.RESET_DEVICE)
             image = [peer.memory.read(*piece) for piece in buffers]
             peer.set_features(peer.acked_features)
-            ring = peer.start(peer.ring(0, 256))
+            ring = peer.start(peer.ring(stand.index, 256))
             stand.works(ring, 3)
             assert [peer.memory.read(*piece) for piece in buffers] == image
 
@@ -182,7 +187,7 @@ def test_migration_under_load(stand: Stand, features: int) -> None:
                 ring.kick()
                 base = peer.stop(ring)
                 ring.driver.poll(256)
-                if not ring.driver.tokens:
+                if not ring.driver.tokens and stand.kind != "net-transmit":  # nothing is written to what is sent
                     assert all(log.is_dirty(at, length) for at, length in buffers)
                 peer.ok(F.SET_FEATURES, peer.acked_features)
                 peer.start(ring, base=base)

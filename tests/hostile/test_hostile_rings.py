@@ -18,6 +18,9 @@ from vhost.frontend import Memory
 from vhost.messages import MemTable
 from vhost.testing import Failure, Gone, Ring, packed_desc, split_desc
 
+#: cards are attacked too, not only devices in Python and disks
+CARDS = True
+
 NEXT, WRITE, TABLE = 1, 2, 4
 FAR = 0xFFFF_FFFF_FFFF_F000
 Attack = Callable[[Ring], None]
@@ -136,7 +139,7 @@ PACKED_ATTACKS: dict[str, tuple[Attack, str]] = {
     "outside": (lambda ring: raw_packed(ring, (FAR, 16, 1, WRITE)), ADDRESS),
     "address-wraps": (lambda ring: raw_packed(ring, (FAR, 0x2000, 1, WRITE)), ADDRESS),
     "same-id-twice": (
-        lambda ring: raw_packed(ring, (at(ring), 16, 1, NEXT | WRITE), (0, 16, 1, WRITE), (FAR, 16, 1, WRITE)), ".",
+        lambda ring: raw_packed(ring, (at(ring), 2048, 1, NEXT | WRITE), (0, 16, 1, WRITE), (FAR, 16, 1, WRITE)), ".",
     ),
     "chain-of-4-GiB": (long_packed, "4 GiB|2\\^32|long"),
 }  # fmt: skip
@@ -152,7 +155,7 @@ def _parked(stand: Stand, features: int, attack: Attack, words: str) -> None:
         while not attacked.errors():
             assert time.monotonic() < end, "the err descriptor was not signalled"
             time.sleep(0.005)
-        stand.says(f"queue 0.*({words})")
+        stand.says(f"queue {attacked.index}.*({words})")
         # the other queue of the same device does not notice, and neither does another device
         stand.works(other, 3)
         stand.well()
@@ -162,7 +165,7 @@ def _parked(stand: Stand, features: int, attack: Attack, words: str) -> None:
         # the guest resets: the same queue starts again with a new ring
         peer.enable(attacked, False)
         peer.stop(attacked)
-        stand.works(peer.start(peer.ring(0, 64)), 2)
+        stand.works(peer.start(peer.ring(attacked.index, 64)), 2)
 
 
 @pytest.mark.parametrize("name", SPLIT_ATTACKS)
@@ -317,7 +320,7 @@ def test_table_replaced_by_nothing(stand: Stand) -> None:
         peer.handshake(~(1 << 15))
         peer.set_features(peer.features & (1 << 30 | 1 << 32))
         peer.mem_table()
-        ring = peer.start(peer.ring(0, 64))
+        ring = peer.start(peer.ring(stand.index, 64))
         stand.works(ring)
         with suppress(Failure):
             peer.code(F.SET_MEM_TABLE, MemTable(()))
