@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 import trio
 from guestlib import QemuConfig, UmlDevice, VhostNet, boot_qemu, boot_uml
 from guestlib import net as netlib
+from guestlib.backends import vhost_program
 from guestlib.net import MIB, NET, Guest
 
 pytestmark = [pytest.mark.guest, pytest.mark.timeout(240)]
@@ -125,9 +127,20 @@ async def test_three_guests(tmp_path: Path) -> None:
         await b.power_off()
 
 
+async def where(control: Path, mac: str) -> str:
+    """The port that the switch has learnt ``mac`` on."""
+    command = [str(vhost_program()), "ctl", "-s", str(control), "--json", "table", "device=p"]
+    done = await trio.run_process(command, capture_stdout=True)
+    return next(entry["port"] for entry in json.loads(done.stdout) if entry["mac"] == mac)
+
+
 async def test_migration(tmp_path: Path) -> None:
-    """A guest moves from one port to another; its TCP stream, to a third port, goes on."""
+    """A guest moves from one port to another; its TCP streams, to and from a third port, go on."""
+    control = tmp_path / "control.sock"
     text, sockets = config(tmp_path, "stp")
+    text = f'[server]\ncontrol = "{control}"\n{text}'
+    for name in sockets:
+        text = text.replace(f'name = "{name}"\n', f'name = "{name}"\nport-name = "{name}"\n')
     async with (
         netlib.vhost_serve(tmp_path, text, list(sockets.values())),
         boot_uml(tmp_path, UmlDevice(sockets["p"], NET)) as peer,
@@ -140,16 +153,21 @@ async def test_migration(tmp_path: Path) -> None:
         ):
             await netlib.address(source, f"{ip(1)}/24")
             await netlib.address(peer, f"{ip(2)}/24")
-            await netlib.listen(peer)
-            outgoing = netlib.Stream(source, ip(2))
-            await outgoing.start()
-            moved = await outgoing.goes_on()
+            for guest in (source, peer):
+                await netlib.listen(guest)
+            outgoing, incoming = netlib.Stream(source, ip(2)), netlib.Stream(peer, ip(1))
+            for stream in (outgoing, incoming):
+                await stream.start()
+                await stream.goes_on()
+            assert await where(control, netlib.mac(1)) == "s"
             await source.migrate_to(target)
             await source.kill()
             outgoing.guest = target
-            with trio.fail_after(60):
-                assert await outgoing.goes_on() > moved
+            for stream in (outgoing, incoming):
+                await stream.goes_on()
+            assert await where(control, netlib.mac(1)) == "t"
+            for stream in (outgoing, incoming):
+                await stream.stop()
             await netlib.ping(peer, ip(1))
-            await outgoing.stop()
             await target.power_off()
         await peer.power_off()
