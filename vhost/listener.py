@@ -106,12 +106,13 @@ async def listen(path: str, *, mode: int = 0o600) -> AsyncIterator[trio.socket.S
     """
     _check_path(path)
     await _clear_stale(path)
-    sock = trio.socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    with sock:
-        # bind() creates the file with the umask of the process, so that is narrowed: no await in between.
+    plain = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    with trio.socket.from_stdlib_socket(plain) as sock:
+        # bind() creates the file with the umask of the process, so that is narrowed: no await in between. Not trio's
+        # bind, which takes a thread: the sandbox is made while there is none.
         before = os.umask(0o777 & ~mode)
         try:
-            await sock.bind(path)
+            plain.bind(path)
         except OSError as error:
             raise _in_words(path, error) from error
         finally:

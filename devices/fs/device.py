@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import ring
 from devices.fs._fs import ffi, lib
@@ -15,6 +15,9 @@ from devices.fs.stats import FsStats
 from vhost import Device, Metric
 from vhost.constants import ProtocolFeature
 from vhost.device import Link
+
+if TYPE_CHECKING:
+    from vhost.sandbox.confinement import Confinement
 
 __all__ = ["Fs"]
 
@@ -74,8 +77,18 @@ class Fs(Device):
         self._queues: set[_Queue] = set()
         self._past = FsStats()
         self._gone = False
+        self._confinement: Confinement | None = None
 
     # What it is
+
+    @property
+    def confinement(self) -> Confinement | None:
+        """As `vhost.Device.confinement`; known where somebody has set it."""
+        return self._confinement
+
+    @confinement.setter
+    def confinement(self, needs: Confinement) -> None:
+        self._confinement = needs
 
     @property
     def is_native(self) -> bool:
@@ -100,6 +113,7 @@ class Fs(Device):
     def make_source(self, queue: ring.Virtqueue, worker: ring.Worker) -> _Queue:
         """As `vhost.Device.make_source`."""
         assert isinstance(self.server, NativeServer)
+        self.server.queue_starts()
         ptr = lib.fs_queue_new(self.server.ptr, queue.ptr, queue.size, queue.index == _HIPRIO)
         if ptr == ffi.NULL:
             raise MemoryError(f"no memory or no thread for a queue of {queue.size} requests")
@@ -114,6 +128,7 @@ class Fs(Device):
 
     async def run(self, queue: ring.Virtqueue) -> None:
         """As `vhost.Device.run`."""
+        self.server.queue_starts()
         await self.server.run(queue)
 
     async def background(self) -> None:
