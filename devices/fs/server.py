@@ -84,6 +84,9 @@ class Server:
         """Take over `state` (untrusted bytes). Raises: ValueError: not acceptable, in words."""
         raise NotImplementedError
 
+    def queue_starts(self) -> None:
+        """A queue is about to run: the guest goes on here, also after `save_state`."""
+
     def close(self) -> None:
         """Let go of everything; no queue runs. May be called again."""
 
