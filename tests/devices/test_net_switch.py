@@ -18,6 +18,7 @@ from devices.net.capture import CaptureError
 from devices.net.links.files import FileLink
 from devices.net.links.rules import format_vlans, parse_vlans
 from devices.net.options import TYPE
+from vhost.constants import FrontendRequest
 from vhost.frontend import Refused
 from vhost.plugin import ConfigError
 
@@ -212,6 +213,20 @@ async def test_isolation_and_pins() -> None:
             Net(cards[0].link.switch.port(pinned))
         with pytest.raises(LinkError, match="pinned to another port"):
             cards[0].controls()["set_port"](pin_mac="52:54:00:00:00:02")
+
+
+async def test_a_migrated_guest_is_where_it_is_announced(layout: int) -> None:
+    """Spec: vhost-user, VHOST_USER_SEND_RARP: it need not say a word."""
+    async with guests(Switch(), None, None, None, features=BASE | layout) as ((before, peer, after), _):
+        await send(before, hello := between(EVERYONE, 1))
+        await only(hello, peer)
+        await only(hello, after)
+        await after.fe.send(FrontendRequest.SEND_RARP, int.from_bytes(MACS[1], "little"))
+        [(_, announced)] = await peer.receive()
+        assert announced[:14] == EVERYONE + MACS[1] + b"\x80\x35"  # RFC 903
+        assert [data for _, data in await before.receive()] == [announced]
+        await send(peer, data := between(1, 2))
+        await only(data, after, before)
 
 
 async def test_rules_change_under_traffic() -> None:
