@@ -18,8 +18,9 @@ from devices.net import Net, NetFeature, NetLink
 from vhost.constants import FrontendRequest, VirtioFeature
 from vhost.frontend import PLAIN, Frontend, Personality
 
-VERSION_1, PACKED, INDIRECT, EVENT_IDX = (
+VERSION_1, PACKED, INDIRECT, EVENT_IDX, IN_ORDER = (
     VirtioFeature.VERSION_1, VirtioFeature.RING_PACKED, VirtioFeature.INDIRECT_DESC, VirtioFeature.EVENT_IDX,
+    VirtioFeature.IN_ORDER,
 )  # fmt: skip
 #: what a plain modern driver takes
 BASE = int(VERSION_1 | INDIRECT | EVENT_IDX)
@@ -257,7 +258,7 @@ async def plugged(
     link: NetLink, *, workers: vhost.WorkerOptions | None = None, pairs: int = 1, **how: Any
 ) -> AsyncIterator[tuple[Guest, Net]]:
     """A driver for a card on `link`, which is closed at the end, and the card. `how`: of both, where they know it."""
-    card_knows = ("mac", "mtu", "queue_size", "offloads", "mergeable", "offer_config")
+    card_knows = ("mac", "mtu", "queue_size", "offloads", "mergeable", "in_order", "offer_config")
     of_card = {key: how.pop(key) for key in card_knows if key in how}
     async with link:
         card = Net(link, pairs=pairs, **of_card)

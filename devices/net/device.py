@@ -74,6 +74,7 @@ class Net(Device):
         queue_size: largest size of a ring, entries.
         offloads: let the guest leave checksums and segments to us.
         mergeable: let frames be spread over several receive buffers.
+        in_order: offer that buffers come back in the order they were offered, as they do. Costs some time for each.
         offer_config: offer the configuration space (crosvm needs it, QEMU has its own and says so); None: if the user
             gave what is in it.
 
@@ -96,6 +97,7 @@ class Net(Device):
         queue_size: int = 1024,
         offloads: bool = True,
         mergeable: bool = True,
+        in_order: bool = False,
         offer_config: bool | None = None,
     ) -> None:
         if not 1 <= pairs <= lib.NET_PAIRS_MAX:
@@ -112,6 +114,7 @@ class Net(Device):
         self._offer_config = (mac is not None or mtu is not None) if offer_config is None else offer_config
         self._offloads = offloads
         self._mergeable = mergeable
+        self._in_order = in_order
         self._up = True
         self._acked = 0
         self._running: dict[int, _Queue] = {}
@@ -160,7 +163,9 @@ class Net(Device):
     @property
     def features(self) -> int:
         """What it offers."""
-        offer = _CONTROL
+        offer = int(_CONTROL)
+        if self._in_order:
+            offer |= VirtioFeature.IN_ORDER
         if self._offer_config:  # who cannot read them takes them for zeroes: User-mode Linux would see no carrier
             offer |= NetFeature.MAC | NetFeature.STATUS | NetFeature.HASH_REPORT
             if self.link.shared and self.pairs > 1:  # whoever has a frame may give it to any pair
@@ -173,7 +178,7 @@ class Net(Device):
             offer |= NetFeature.MTU
         if self.pairs > 1:
             offer |= NetFeature.MQ
-        return int(offer)
+        return offer
 
     def config(self) -> bytes:
         """The configuration space, 24 bytes."""

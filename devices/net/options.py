@@ -31,6 +31,7 @@ OPTIONS = (
     Option("queue-size", "int", "largest queue the front-end may ask for", 1024, minimum=2, maximum=32768),
     Option("no-offloads", "flag", "guests fill in checksums and cut segments themselves", False),
     Option("no-mergeable", "flag", "every frame fits into one receive buffer", False),
+    Option("in-order", "flag", "tell guests that buffers come back in order; faster for some, slower for us", False),
     # a tap
     Option("bridge", "text", "make the tap a port of this bridge of the host", metavar="NAME"),
     # user-mode NAT
@@ -213,6 +214,7 @@ def _make_card(link: NetLink, values: Mapping[str, Any]) -> Net:
         queue_size=values["queue_size"],
         offloads=not values["no_offloads"],
         mergeable=not values["no_mergeable"],
+        in_order=values["in_order"],
     )
     if values["pcap"]:
         try:

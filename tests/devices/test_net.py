@@ -11,6 +11,7 @@ from netrig import (
     BASE,
     DATA_VALID,
     ECN,
+    IN_ORDER,
     NEEDS_CSUM,
     PACKED,
     TCPV4,
@@ -56,6 +57,25 @@ async def test_frames_come_back(layout: int, merge: int) -> None:
         assert [data for _, data in got] == sent
         assert all(header == Header(num_buffers=1) for header, _ in got)
         await g.sent(len(sent))
+
+
+async def test_in_order(layout: int, merge: int) -> None:
+    """Sent or received, dropped or given back empty: in the order of the ring."""
+    features = BASE | layout | merge | int(IN_ORDER)
+    async with plugged(EchoLink(), in_order=True, features=features, size=64) as (g, card):
+        for _ in range(20):
+            g.offer(2, 300)
+            g.offer(1, 5)
+            g.offer(6, 300)
+            sent = [frame(60 + 30 * i, tag=i) for i in range(8)]
+            for i, data in enumerate(sent):
+                g.push(data, publish=False)
+                if i == 4:
+                    g.push(b"short", publish=False)
+            g.publish()
+            assert [data for _, data in await g.receive(8)] == sent
+            await g.sent(9)
+        assert card.stats.dropped["runt"] == 20
 
 
 async def test_many(layout: int, merge: int) -> None:
@@ -448,9 +468,8 @@ async def test_announcing() -> None:
 # More pairs, front-ends of all manners
 
 
-@pytest.mark.parametrize("workers", [1, 3])
-async def test_pairs(layout: int, workers: int) -> None:
-    pairs = 4
+@pytest.mark.parametrize(("pairs", "workers"), [(4, 1), (16, 3)])
+async def test_pairs(layout: int, pairs: int, workers: int) -> None:
     features = BASE | layout | int(NetFeature.MQ)
     how = vhost.WorkerOptions(count=workers)
     async with plugged(EchoLink(), pairs=pairs, features=features, workers=how) as (g, card):
@@ -506,6 +525,67 @@ async def test_enabled_before_anything_else() -> None:
             await fe.stop_queue(fe.queues[index])
         for index in (0, 1):
             await fe.send(FrontendRequest.SET_VRING_ENABLE, VringState(index, 1))
+
+
+async def test_pair_by_pair() -> None:
+    """QEMU sets each pair up as if it were the device; the guest uses the second one later, and again after a stop."""
+    features = BASE | int(NetFeature.MQ)
+    async with (
+        EchoLink() as link,
+        serving(Net(link, pairs=2)) as [path],
+        Frontend.connect(path, personality=QEMU) as fe,
+    ):
+        for _ in range(2):
+            assert await fe.ask_u64(FrontendRequest.GET_FEATURES) == fe.features_offered
+            offered = await fe.ask_u64(FrontendRequest.GET_PROTOCOL_FEATURES)
+            await fe.send(FrontendRequest.SET_PROTOCOL_FEATURES, int(offered & fe.personality.protocol))
+            assert await fe.ask_u64(FrontendRequest.GET_MAX_MEM_SLOTS) > 8
+        await fe.negotiate(features)
+        await fe.share_memory()
+        for index in range(4):
+            fe.make_queue(index, 64, serve=False)
+        await fe.start_queues()
+        g = Guest(fe, fe.features, header=12, mergeable=False)
+
+        async def talk(pair: int) -> None:
+            g.offer(1, pair=pair)
+            g.push(frame(60, tag=pair), pair=pair)
+            assert [data for _, data in await g.receive(pair=pair)] == [frame(60, tag=pair)]
+
+        for index in (2, 3):
+            await fe.enable(fe.queues[index], False)
+        for _ in range(2):
+            await talk(0)
+            await fe.send(FrontendRequest.SET_FEATURES, fe.features)  # once for each pair, while others run
+            for index in (2, 3):
+                await fe.enable(fe.queues[index])
+            await talk(1)
+            bases = {index: await fe.stop_queue(fe.queues[index]) for index in (2, 3)}
+            await talk(0)
+            await fe.start_queues(bases)
+        await fe.send(FrontendRequest.SET_VRING_NUM, VringState(7, 64))  # of a pair that is not there, without answer
+        with pytest.raises(Refused):
+            await fe.send(FrontendRequest.SET_VRING_ENABLE, VringState(7, 1))
+        await talk(0)
+
+
+async def test_a_ring_starts_anew() -> None:
+    """A driver makes its rings smaller while another pair is in use."""
+    features = BASE | int(NetFeature.MQ)
+    async with plugged(EchoLink(), pairs=2, features=features) as (g, card):
+        for size in (64, 16, 256):
+            for index in (0, 1):
+                await g.fe.stop_queue(g.fe.queues[index])
+            g.offer(1, pair=1)
+            g.push(frame(61), pair=1)
+            await g.receive(pair=1)
+            for index in (0, 1):
+                g.fe.make_queue(index, size, serve=False)
+            await g.fe.start_queues()
+            g.offer(size)
+            g.push(frame(60))
+            await g.receive()
+        assert card.stats.in_frames == 6
 
 
 async def test_mtu() -> None:
