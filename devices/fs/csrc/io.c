@@ -6,9 +6,7 @@
  * that says so where it would have to wait; a thread of the pool does the rest. Writes go into the page cache, which
  * waits only where the host is short of memory for them; what must reach the disk first is for the pool.
  */
-#include <linux/magic.h>
 #include <string.h>
-#include <sys/statfs.h>
 #include <sys/uio.h>
 
 #include "devices/fs/csrc/data_int.h"
@@ -278,25 +276,14 @@ static ssize_t transfer_buffered(struct pass *fs, struct pass_file *file, struct
 	return n;
 }
 
-/* Files in memory are not known to have what a page cache lacks, and cannot be waited for. */
-static bool in_memory(int fd)
-{
-	struct statfs sb;
-
-	return fstatfs(fd, &sb) == 0 && (sb.f_type == TMPFS_MAGIC || sb.f_type == RAMFS_MAGIC);
-}
-
-static int read_inline(struct xfer *x, uint32_t room)
+/* Files in memory need not be waited for, and their file system may not know how to. */
+static int read_inline(struct xfer *x, uint32_t room, bool memory)
 {
 	ssize_t n;
 	int error;
 
-	x->flags = RWF_NOWAIT;
+	x->flags = memory ? 0 : RWF_NOWAIT;
 	n = transfer(x, room, &error);
-	if (fs_unlikely(error == -EOPNOTSUPP && in_memory(x->fd))) {
-		x->flags = 0;
-		n = transfer(x, room, &error);
-	}
 	if (fs_unlikely(error == -EAGAIN || error == -EOPNOTSUPP))
 		return FS_SLOW;
 	return (int)n;
@@ -328,7 +315,7 @@ int pass_read(struct pass *fs, struct fs_req *req, struct pass_inode *inode, boo
 	else if (fs_unlikely(file->flags & O_DIRECT || pass_file_waits(fs, file)))
 		rc = FS_SLOW;
 	else
-		rc = read_inline(&x, req->room_len);
+		rc = read_inline(&x, req->room_len, pass_inode_mount(fs, file->inode)->memory);
 	if (fs_unlikely(rc == -EINVAL && pool && (file->flags & O_DIRECT)))
 		rc = (int)transfer_buffered(fs, file, &x, req->room_len, &error);
 	pass_file_put(fs, file);

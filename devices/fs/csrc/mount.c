@@ -25,6 +25,7 @@ enum {
 	MOUNT_WAITS = 1,		/* its calls go over a network or to a process */
 	MOUNT_BTIME = 2,		/* times of birth never change */
 	MOUNT_NO_HANDLES = 4,		/* gives handles that lead to files only while they are cached */
+	MOUNT_MEMORY = 8,		/* files are their pages */
 };
 
 static const struct {
@@ -35,7 +36,8 @@ static const struct {
 	{XFS_SUPER_MAGIC, MOUNT_BTIME},
 	{BTRFS_SUPER_MAGIC, MOUNT_BTIME},
 	{F2FS_SUPER_MAGIC, MOUNT_BTIME},
-	{TMPFS_MAGIC, MOUNT_BTIME},
+	{TMPFS_MAGIC, MOUNT_BTIME | MOUNT_MEMORY},
+	{RAMFS_MAGIC, MOUNT_MEMORY},
 	{PASS_ZFS_MAGIC, MOUNT_BTIME},
 	{PASS_BCACHEFS_MAGIC, MOUNT_BTIME},
 	{NFS_SUPER_MAGIC, MOUNT_WAITS},
@@ -157,6 +159,7 @@ static int mount_ready(struct pass *fs, struct pass_mount *mount, const struct s
 		kind = kind_of(fd);
 		mount->waits = kind & MOUNT_WAITS;
 		mount->btime = kind & MOUNT_BTIME;
+		mount->memory = kind & MOUNT_MEMORY;
 		if (kind & MOUNT_NO_HANDLES)
 			handles = -EOPNOTSUPP;
 		if (fs->opt.handles == PASS_HANDLES_NEVER)

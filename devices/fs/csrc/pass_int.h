@@ -57,6 +57,7 @@ struct pass_mount {
 	_Atomic int handles;		/* 1: yes; 0: not tried; -errno: none */
 	bool waits;			/* on the network: any call may wait long */
 	bool btime;			/* a time of birth tells files apart that had the same inode number */
+	bool memory;			/* nothing to wait for, and no RWF_NOWAIT */
 };
 
 /* A file that the guest knows. About 96 bytes: there are millions. */
