@@ -137,6 +137,18 @@ def vhost_net(*args: str) -> Iterator[Backend]:
 
 
 @contextmanager
+def vhost_fs(*args: str, folder: bool = True) -> Iterator[Backend]:
+    """`vhost fs`; folder: on an empty one."""
+    with short_folder() as path:
+        (path / "shared").mkdir()
+        program = str(Path(sys.executable).with_name("vhost"))
+        what = ["--shared-dir", str(path / "shared")] if folder else []
+        command = [program, "fs", "--socket-path", str(path / "s"), *what, *args]
+        with running(command, path / "s", path / "log") as backend:
+            yield backend
+
+
+@contextmanager
 def example(name: str) -> Iterator[Backend]:
     """`examples/NAME.py`."""
     with short_folder() as path:

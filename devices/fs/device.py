@@ -99,9 +99,13 @@ class Fs(Device):
     def protocol_features(self) -> ProtocolFeature:
         """The usual ones; its state where the server can be moved.
 
-        No inflight record: requests are not to be carried out twice (a second MKDIR fails).
+        No inflight record: requests are not to be carried out twice (a second MKDIR fails). No post-copy from inside
+        a sandbox, where there is no userfaultfd.
         """
         offer = super().protocol_features & ~ProtocolFeature.INFLIGHT_SHMFD
+        sealed = self._confinement
+        if sealed is not None and (sealed.mode, sealed.others) != ("none", "none"):
+            offer &= ~ProtocolFeature.PAGEFAULT
         return offer if self.server.migratable else offer & ~ProtocolFeature.DEVICE_STATE
 
     def config(self) -> bytes:

@@ -56,6 +56,28 @@ def test_net(card: peerlib.Backend, check: Check) -> None:
     assert card.deaths == 0
 
 
+@pytest.mark.parametrize(
+    "args",
+    [
+        [],
+        ["--filesystem", "examples.memory_fs:MemoryFilesystem"],
+        ["--workers", "2", "--poll-us", "0", "--sandbox", "none"],
+    ],
+    ids=lambda args: " ".join(args) or "folder",
+)
+def test_fs(args: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The clauses about rings and requests, all in one go; with the default options those about messages, too."""
+    monkeypatch.setenv("PYTHONPATH", str(peerlib.ROOT))
+    checks = checks_for("fs") if not args else [check for check in checks_for("fs") if check not in MESSAGES.checks]
+    with peerlib.vhost_fs(*args, folder="--filesystem" not in args) as backend:
+        report = check_backend(backend.connect, "fs", writable=True, only=lambda check: check in checks)
+        assert not report.failed, "\n".join(f"{found.clause}: {found.title}: {found.detail}" for found in report.failed)
+        missing = {found.detail for found in report.outcomes if found.verdict is Verdict.NOT_OFFERED}
+        # requests are not to be carried out twice; in its sandbox there is no userfaultfd
+        assert missing <= NOT_OFFERED_BY_BLK | {"INFLIGHT_SHMFD", "PAGEFAULT"}
+        assert backend.deaths == 0
+
+
 @pytest.fixture(scope="module")
 def entropy() -> Iterator[peerlib.Backend]:
     with peerlib.example("rng") as backend:

@@ -14,6 +14,8 @@ from vhost.constants import FrontendRequest
 from vhost.frontend.rings import PackedRing, SplitRing, packed_desc, split_desc
 from vhost.testing.check_blk import BLK
 from vhost.testing.check_blk import PROBE as BLK_PROBE
+from vhost.testing.check_fs import FS
+from vhost.testing.check_fs import PROBE as FS_PROBE
 from vhost.testing.check_messages import MESSAGES
 from vhost.testing.check_net import NET
 from vhost.testing.check_rings import RINGS
@@ -44,7 +46,13 @@ __all__ = [
     "split_desc",
 ]
 
-DEVICES = {"blk": (BLK, BLK_PROBE), "net": (NET, None), "rng": (RNG, RNG_PROBE), "any": (Suite(), None)}
+DEVICES = {
+    "blk": (BLK, BLK_PROBE),
+    "fs": (FS, FS_PROBE),
+    "net": (NET, None),
+    "rng": (RNG, RNG_PROBE),
+    "any": (Suite(), None),
+}
 """Device types the suite knows; "any" is only about messages. A card answers no request: it has no probe for rings."""
 
 
