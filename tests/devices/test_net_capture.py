@@ -222,6 +222,10 @@ async def test_refusals(tmp_path: Path) -> None:
     card = Net(EchoLink())
     try:
         pcap = card.capture
+        empty = tmp_path / "empty"
+        pcap.start(empty)
+        await pcap.stop()
+        assert (read(empty).names, read(empty).packets) == (["echo"], [])
         with pytest.raises(CaptureError, match="is a folder"):
             pcap.start(tmp_path)
         os.mkfifo(tmp_path / "pipe")

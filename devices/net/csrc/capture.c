@@ -254,7 +254,10 @@ static void *run(void *arg)
 
 	for (;;) {
 		bool stop = look_at_control(file);
-		bool any = drain(file);
+		bool any;
+
+		pcapng_interfaces(file);	/* a file without frames is one that can be read, too */
+		any = drain(file);
 
 		drop_gone(file);
 		look_at_sync(file);
@@ -342,6 +345,7 @@ int net_capture_close(struct net_capture_file *file)
 	poke(file);
 	pthread_join(file->thread, NULL);
 	(void)look_at_control(file);	/* interfaces that came after its last look */
+	pcapng_interfaces(file);
 	if (!capture_failed(file)) {
 		for (c = file->list; c; c = c->next)
 			pcapng_statistics(file, c);

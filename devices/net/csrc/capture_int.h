@@ -86,6 +86,7 @@ static inline bool capture_failed(const struct net_capture_file *file)
 int pcapng_open_next(struct net_capture_file *file);	/* 0 or errno */
 void pcapng_flush(struct net_capture_file *file);
 void pcapng_end_file(struct net_capture_file *file);
+void pcapng_interfaces(struct net_capture_file *file);	/* describe those that are not yet */
 void pcapng_statistics(struct net_capture_file *file, const struct net_capture *c);
 void pcapng_record(struct net_capture_file *file, struct net_capture *c, const struct capture_record *r);
 

@@ -172,6 +172,16 @@ static void put_interface(struct net_capture_file *file, struct net_capture *c)
 	c->id = file->nr_ids++;
 }
 
+void pcapng_interfaces(struct net_capture_file *file)
+{
+	struct net_capture *c;
+
+	for (c = file->list; c && !capture_failed(file); c = c->next) {
+		if (c->id == CAPTURE_NO_ID)
+			put_interface(file, c);
+	}
+}
+
 void pcapng_statistics(struct net_capture_file *file, const struct net_capture *c)
 {
 	uint64_t lost = atomic_load_explicit(&c->lost, memory_order_relaxed);
