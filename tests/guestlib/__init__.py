@@ -10,7 +10,7 @@ from guestlib.assets import Qemu, backports_qemu, boot_disk, debian_kernel, syst
 from guestlib.backends import Backend, storage_daemon, vhost, vhost_blk
 from guestlib.debian import AssetError
 from guestlib.process import GuestError, Proc, started, tail
-from guestlib.qemu import QemuConfig, QemuGuest, VhostNet, VhostUser, boot_qemu, find_accel, memory_object
+from guestlib.qemu import QemuConfig, QemuGuest, VhostFs, VhostNet, VhostUser, boot_qemu, find_accel, memory_object
 from guestlib.qmp import Qmp, QmpError
 from guestlib.uml import UmlDevice, UmlGuest, boot_uml
 
@@ -29,6 +29,7 @@ __all__ = [
     "Result",
     "UmlDevice",
     "UmlGuest",
+    "VhostFs",
     "VhostNet",
     "VhostUser",
     "backports_qemu",

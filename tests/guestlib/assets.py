@@ -24,7 +24,7 @@ HERE = Path(__file__).resolve().parent
 GUEST = CACHE / "guest"
 
 #: drivers a test may need; those built into a kernel or absent from it are passed over
-DRIVERS = ("virtio_pci", "virtio_blk", "virtio_rng", "ext4", "crc32c_generic", "ipv6", "virtio_net")
+DRIVERS = ("virtio_pci", "virtio_blk", "virtio_rng", "ext4", "crc32c_generic", "ipv6", "virtio_net", "virtiofs")
 #: programs copied from this machine with their libraries, and the packages they are from; the rest is busybox
 TOOLS = {"mkfs.ext4": "e2fsprogs", "e2fsck": "e2fsprogs", "resize2fs": "e2fsprogs", "blkdiscard": "util-linux"}
 #: the same, left out where they are not installed: a demo needs neither
@@ -184,6 +184,11 @@ def netio() -> Path:
     return _program("netio")
 
 
+def fsio() -> Path:
+    """The program for file systems, in guests and on the host, compiled when its source changed."""
+    return _program("fsio")
+
+
 def _program(name: str) -> Path:
     source = HERE / f"{name}.c"
     target = GUEST / f"{name}-{hashlib.sha256(source.read_bytes()).hexdigest()[:12]}"
@@ -215,7 +220,7 @@ def initramfs(kernel: Kernel, *, drivers: Iterable[str] = DRIVERS) -> Path:
     busybox = Path(_need("busybox", "busybox-static"))
     tools = [Path(_need(tool, package)) for tool, package in TOOLS.items()]
     tools += [Path(path) for tool in OPTIONAL if (path := shutil.which(tool, path=_sbin_env()["PATH"]))]
-    programs = {"guestio": guestio(), "netio": netio()}
+    programs = {"guestio": guestio(), "netio": netio(), "fsio": fsio()}
     parts = [repr((kernel.release, drivers)), *(program.name for program in programs.values())]
     parts += [f"{path}:{path.stat().st_mtime_ns}" for path in (busybox, *tools)]
     parts += [(HERE / "init.sh").read_text(), (HERE / "udhcpc.sh").read_text(), Path(__file__).read_text()]

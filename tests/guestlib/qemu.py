@@ -69,6 +69,38 @@ class VhostUser:
 
 
 @dataclass(frozen=True)
+class VhostFs:
+    """One vhost-user file system of a machine; ``guestlib.fs.mount`` mounts it.
+
+    Args:
+        socket: the back-end's socket.
+        tag: by which the guest mounts it.
+        request_queues: None leaves it to QEMU (1).
+        options: further properties, as on QEMU's command line.
+    """
+
+    socket: Path
+    tag: str
+    request_queues: int | None = None
+    queue_size: int | None = None
+    packed: bool = False
+    options: str = ""
+
+    def words(self, number: int, version: tuple[int, int]) -> list[str]:
+        """QEMU's words for the device, its ids numbered ``number``."""
+        device = [f"vhost-user-fs-pci,id=dev{number},chardev=chr{number},tag={self.tag}"]
+        if self.request_queues is not None:
+            device.append(f"num-request-queues={self.request_queues}")
+        if self.queue_size is not None:
+            device.append(f"queue-size={self.queue_size}")
+        if self.packed:
+            device.append("packed=on")
+        if self.options:
+            device.append(self.options)
+        return ["-chardev", f"socket,id=chr{number},path={self.socket}", "-device", ",".join(device)]
+
+
+@dataclass(frozen=True)
 class VhostNet:
     """One vhost-user network card of a machine.
 
@@ -128,7 +160,7 @@ class QemuConfig:
         extra: words for QEMU's command line.
     """
 
-    devices: tuple[VhostUser | VhostNet, ...] = ()
+    devices: tuple[VhostUser | VhostNet | VhostFs, ...] = ()
     memory_mib: int = 320
     smp: int = 2
     memory: str = "memfd"
