@@ -27,9 +27,10 @@ _CAPABILITIES = frozenset({"chown", "dac_override", "fowner", "fsetid", "mknod",
 _SYSCALLS = frozenset(
     """
     capget capset copy_file_range fallocate fchdir fchmod fchmodat fchmodat2 fchown fchownat fdatasync fgetxattr
-    flistxattr flock fremovexattr fsetxattr fsync getxattr lgetxattr linkat listxattr llistxattr lremovexattr lsetxattr
-    mkdirat mknodat name_to_handle_at open_by_handle_at openat2 removexattr renameat renameat2 setfsgid setfsuid setgid
-    setgroups setregid setresgid setresuid setreuid setuid setxattr splice symlinkat sync_file_range syncfs utimensat
+    flistxattr flock fremovexattr fsetxattr fsync getxattr getxattrat lgetxattr linkat listxattr listxattrat llistxattr
+    lremovexattr lsetxattr mkdirat mknodat name_to_handle_at open_by_handle_at openat2 removexattr removexattrat
+    renameat renameat2 setfsgid setfsuid setgid setgroups setregid setresgid setresuid setreuid setuid setxattr
+    setxattrat splice symlinkat sync_file_range syncfs utimensat
     """.split()  # noqa: SIM905 - a list of 50 strings reads worse
 )
 

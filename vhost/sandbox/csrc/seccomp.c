@@ -3,6 +3,28 @@
 
 #include <errno.h>
 #include <seccomp.h>
+#include <string.h>
+
+/* Newer than the library may be; the same numbers everywhere. */
+static const struct {
+	const char *name;
+	int number;
+} late[] = {
+	{ "setxattrat", 463 },
+	{ "getxattrat", 464 },
+	{ "listxattrat", 465 },
+	{ "removexattrat", 466 },
+};
+
+static int number_of(const char *name)
+{
+	int number = seccomp_syscall_resolve_name(name);
+
+	for (size_t i = 0; number == __NR_SCMP_ERROR && i < sizeof(late) / sizeof(late[0]); i++)
+		if (!strcmp(late[i].name, name))
+			number = late[i].number;
+	return number;
+}
 
 static int allow(scmp_filter_ctx filter, const struct filter_call *call)
 {
@@ -12,7 +34,7 @@ static int allow(scmp_filter_ctx filter, const struct filter_call *call)
 		.datum_a = call->mask,
 		.datum_b = call->value,
 	};
-	int number = seccomp_syscall_resolve_name(call->name);
+	int number = number_of(call->name);
 
 	if (number == __NR_SCMP_ERROR || number < 0)
 		return 0;
