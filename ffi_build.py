@@ -148,6 +148,8 @@ def modules() -> list[str]:
                 found.append("ffi_build.py:nbd")
             elif os.environ.get("VHOST_WITH_NBD") == "1":
                 raise SystemExit("VHOST_WITH_NBD=1 but pkg-config finds no libnbd; install libnbd-dev")
+    if (ROOT / "devices/gpu/csrc/gpu.h").exists():
+        found.append("ffi_build.py:gpu")
     if (ROOT / "devices/net/csrc/net.h").exists():
         found.append("ffi_build.py:net")
         if (ROOT / "devices/net/csrc/load.h").exists():
@@ -237,6 +239,15 @@ def net() -> FFI:
         sources(folder, *names) + RING_HOT,
         libraries=[],
         include=ring,
+    )
+
+
+def gpu() -> FFI:
+    """The virtio-gpu data path, 2D."""
+    folder = "devices/gpu/csrc"
+    names = sorted(path.name for path in (ROOT / folder).glob("*.c"))
+    return extension(
+        "devices.gpu._gpu", [f"{folder}/gpu.h"], sources(folder, *names) + RING_HOT, libraries=[], include=ring
     )
 
 

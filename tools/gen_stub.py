@@ -21,6 +21,7 @@ MODULES = (
     "devices.blk._blk",
     "devices.blk._load",
     "devices.blk._nbd",
+    "devices.gpu._gpu",
     "devices.net._net",
     "devices.net._load",
     "devices.net._slirp",

@@ -1,0 +1,92 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * gpu.h - virtio-gpu: control and cursor queue as sources of a worker, and what its guest shows. VIRTIO 1.3, 5.7.
+ */
+#ifndef GPU_GPU_H
+#define GPU_GPU_H
+
+#include "ring/csrc/worker.h"
+
+/* cffi:begin */
+enum {
+	GPU_SCANOUTS_MAX = 16,
+	GPU_EDID_BYTES_MAX = 1024,
+	GPU_SIDE_MAX = 16384,		/* pixels, width and height of a resource or a mode */
+	GPU_CURSOR_SIDE = 64,		/* pixels */
+
+	/* kinds of errors that are counted: the reply's type less 0x1200 */
+	GPU_ERRORS = 6,
+};
+
+struct gpu;
+
+struct gpu_limits {
+	uint32_t resources;		/* most of a guest's */
+	uint64_t bytes;			/* most host memory of a guest's resources, descriptions of their pages included */
+};
+
+/* A scanout as the guest is told of it. */
+struct gpu_mode {
+	uint32_t x, y;			/* place among the others, pixels */
+	uint32_t width, height;		/* pixels; 0: nothing is plugged in */
+	uint32_t edid_bytes;
+	uint8_t edid[1024];		/* GPU_EDID_BYTES_MAX */
+};
+
+struct gpu_rect {
+	uint32_t x, y, width, height;
+};
+
+/* What a scanout shows now. */
+struct gpu_picture {
+	uint32_t width, height;		/* pixels; 0: nothing */
+	uint64_t flushes;		/* that changed it, since the start */
+	struct gpu_rect damage;		/* since it was read last; width 0: none */
+	uint32_t cursor_x, cursor_y;
+	uint32_t cursor_shown;
+	uint32_t cursor_hot_x, cursor_hot_y;
+	uint64_t cursor_changes;
+};
+
+struct gpu_stats {
+	uint64_t commands;
+	uint64_t errors[6];		/* GPU_ERRORS */
+	uint64_t transfers, transfer_bytes;
+	uint64_t flushes;
+	uint64_t cursor_commands;
+	uint64_t resources;		/* now */
+	uint64_t bytes;			/* of them, now */
+};
+
+/* @scanouts 1 to GPU_SCANOUTS_MAX. NULL: no memory. Freed when its queues are. */
+struct gpu *gpu_new(uint32_t scanouts, const struct gpu_limits *limits);
+void gpu_free(struct gpu *gpu);
+/* A queue of it; all run on one worker. @mem: where the guest's pages are, must live as long. NULL: no memory. */
+struct ring_source *gpu_queue_new(struct gpu *gpu, struct ring_vq *vq, struct ring_mem *mem, int cursor);
+void gpu_queue_free(struct ring_source *source);	/* removed from its worker */
+
+/* The worker is parked for all of these, or there is none. */
+
+/* What the driver acked. */
+void gpu_set_features(struct gpu *gpu, uint64_t features);
+/* Forget what the guest made. */
+void gpu_reset(struct gpu *gpu);
+void gpu_set_mode(struct gpu *gpu, uint32_t scanout, const struct gpu_mode *mode);
+void gpu_picture(const struct gpu *gpu, uint32_t scanout, struct gpu_picture *out);
+/*
+ * Copy @rect, which lies in the picture, to @to as 4 bytes a pixel: blue, green, red, 255. @stride bytes from row to row.
+ * With @cursor it is drawn in. Damage is forgotten. 0, -EINVAL; -EFAULT: pages of it are not there.
+ */
+int gpu_read(struct gpu *gpu, uint32_t scanout, const struct gpu_rect *rect, uint8_t *to, uint64_t stride, int cursor);
+/* The cursor's picture, GPU_CURSOR_SIDE squared: blue, green, red, alpha. */
+void gpu_read_cursor(const struct gpu *gpu, uint32_t scanout, uint8_t *to);
+
+/* Any time, any thread. */
+
+/* Written (an eventfd; -1: none) by a flush after gpu_watch() was called, once. Not owned. Parked. */
+void gpu_set_watcher(struct gpu *gpu, int fd);
+void gpu_watch(struct gpu *gpu);
+void gpu_stats(const struct gpu *gpu, struct gpu_stats *out);
+/* cffi:end */
+
+#endif

@@ -1,0 +1,167 @@
+// SPDX-License-Identifier: Apache-2.0
+/*
+ * queue.c - the two queues: chains in, commands done in their order, replies out. A fence is over when its command is, since
+ * nothing here is left to be done later.
+ */
+#include <stdlib.h>
+
+#include "devices/gpu/csrc/gpu_int.h"
+
+static struct gpu_queue *queue_of(struct ring_source *source)
+{
+	return (struct gpu_queue *)(void *)source;	/* its first member */
+}
+
+static void read_command(struct gpu_cmd *cmd, struct ring_chain *chain)
+{
+	cmd->chain = chain;
+	memset(&cmd->in.hdr, 0, sizeof(cmd->in.hdr));
+	cmd->in_len = ring_chain_read(chain, 0, &cmd->in, sizeof(cmd->in));
+}
+
+/* Bytes of the reply. */
+static uint32_t control(struct gpu *gpu, struct gpu_cmd *cmd)
+{
+	struct virtio_gpu_ctrl_hdr *out = &cmd->out.hdr;
+	uint32_t type = VIRTIO_GPU_RESP_ERR_UNSPEC;
+
+	cmd->out_len = sizeof(*out);
+	if (cmd->in_len >= sizeof(cmd->in.hdr))
+		type = gpu_command(gpu, cmd);
+	memset(out, 0, sizeof(*out));
+	out->type = type;
+	if (type >= VIRTIO_GPU_RESP_ERR_UNSPEC) {
+		cmd->out_len = sizeof(*out);
+		if (type - VIRTIO_GPU_RESP_ERR_UNSPEC < GPU_ERRORS)
+			gpu_count(&gpu->stats.errors[type - VIRTIO_GPU_RESP_ERR_UNSPEC], 1);
+	}
+	if (cmd->in_len >= sizeof(cmd->in.hdr) && cmd->in.hdr.flags & VIRTIO_GPU_FLAG_FENCE) {
+		out->flags = cmd->in.hdr.flags & (VIRTIO_GPU_FLAG_FENCE | VIRTIO_GPU_FLAG_INFO_RING_IDX);
+		out->fence_id = cmd->in.hdr.fence_id;
+		out->ctx_id = cmd->in.hdr.ctx_id;
+		out->ring_idx = cmd->in.hdr.ring_idx;
+	}
+	gpu_count(&gpu->stats.commands, 1);
+	if (cmd->chain->in_bytes < sizeof(*out))
+		return 0;
+	return ring_chain_write(cmd->chain, 0, &cmd->out, cmd->out_len);
+}
+
+static int queue_poll(struct ring_source *source, int budget)
+{
+	struct gpu_queue *q = queue_of(source);
+	struct ring_chain *chains[GPU_BATCH];
+	struct gpu_cmd cmd;
+	int i, n;
+
+	if (budget > GPU_BATCH)
+		budget = GPU_BATCH;
+	n = budget ? ring_vq_pop(source->vq, chains, budget) : 0;
+	for (i = 0; i < n; i++) {
+		uint32_t written = 0;
+
+		read_command(&cmd, chains[i]);
+		if (q->cursor)
+			gpu_cursor_command(q->gpu, &cmd);
+		else
+			written = control(q->gpu, &cmd);
+		ring_vq_push(source->vq, chains[i], written);
+	}
+	if (n > 0)
+		ring_vq_flush(source->vq);
+	return n;
+}
+
+static void queue_flush(struct ring_source *source)
+{
+	ring_vq_flush(source->vq);
+}
+
+static const struct ring_source_ops queue_ops = {
+	.poll = queue_poll,
+	.flush = queue_flush,
+};
+
+struct ring_source *gpu_queue_new(struct gpu *gpu, struct ring_vq *vq, struct ring_mem *mem, int cursor)
+{
+	struct gpu_queue *q = calloc(1, sizeof(*q));
+
+	if (!q)
+		return NULL;
+	q->source.ops = &queue_ops;
+	q->source.vq = vq;
+	q->source.kick_fd = -1;
+	q->source.news_fd = -1;
+	q->gpu = gpu;
+	q->cursor = cursor != 0;
+	gpu->mem = mem;
+	gpu->nr_queues++;
+	return &q->source;
+}
+
+void gpu_queue_free(struct ring_source *source)
+{
+	struct gpu *gpu = queue_of(source)->gpu;
+
+	if (--gpu->nr_queues == 0)
+		gpu->mem = NULL;	/* may be gone from now on */
+	free(source);
+}
+
+/* --- the device -------------------------------------------------------------------------------------------------- */
+
+struct gpu *gpu_new(uint32_t scanouts, const struct gpu_limits *limits)
+{
+	struct gpu *gpu = calloc(1, sizeof(*gpu));
+
+	if (!gpu)
+		return NULL;
+	gpu->nr_scanouts = scanouts;
+	gpu->limits = *limits;
+	gpu->watcher = -1;
+	return gpu;
+}
+
+void gpu_free(struct gpu *gpu)
+{
+	if (!gpu)
+		return;
+	gpu_reset(gpu);
+	free(gpu);
+}
+
+void gpu_set_features(struct gpu *gpu, uint64_t features)
+{
+	gpu->features = features;
+}
+
+void gpu_reset(struct gpu *gpu)
+{
+	for (uint32_t i = 0; i < gpu->nr_scanouts; i++) {
+		gpu_scanout_off(gpu, i);
+		gpu->scanouts[i].cursor.shown = false;
+	}
+	for (uint32_t i = 0; i < GPU_BUCKETS; i++) {
+		while (gpu->buckets[i])
+			gpu_resource_drop(gpu, gpu->buckets[i]);
+	}
+}
+
+void gpu_set_watcher(struct gpu *gpu, int fd)
+{
+	gpu->watcher = fd;
+}
+
+void gpu_watch(struct gpu *gpu)
+{
+	atomic_store(&gpu->watched, true);
+}
+
+void gpu_stats(const struct gpu *gpu, struct gpu_stats *out)
+{
+	const uint64_t *from = (const uint64_t *)&gpu->stats;
+	uint64_t *to = (uint64_t *)out;
+
+	for (size_t i = 0; i < sizeof(*out) / sizeof(*to); i++)
+		to[i] = __atomic_load_n(&from[i], __ATOMIC_RELAXED);
+}

@@ -1,0 +1,212 @@
+// SPDX-License-Identifier: Apache-2.0
+/*
+ * resource.c - what a guest makes: images, blobs, and the pages behind them.
+ */
+#include <stdlib.h>
+
+#include "devices/gpu/csrc/gpu_int.h"
+#include "ring/csrc/mem.h"
+
+enum { ENTRIES = 64 };		/* of a list of pages, read at once */
+
+static struct gpu_resource **bucket_of(struct gpu *gpu, uint32_t id)
+{
+	return &gpu->buckets[(id * 2654435761u >> 16) & (GPU_BUCKETS - 1)];
+}
+
+struct gpu_resource *gpu_resource_find(struct gpu *gpu, uint32_t id)
+{
+	struct gpu_resource *res = *bucket_of(gpu, id);
+
+	while (res && res->id != id)
+		res = res->next;
+	return res;
+}
+
+/* @cost more bytes of the guest's: false where that is too much. */
+static bool charge(struct gpu *gpu, struct gpu_resource *res, uint64_t cost)
+{
+	if (cost > gpu->limits.bytes - gpu->bytes)
+		return false;
+	gpu->bytes += cost;
+	res->cost += cost;
+	__atomic_store_n(&gpu->stats.bytes, gpu->bytes, __ATOMIC_RELAXED);
+	return true;
+}
+
+static void refund(struct gpu *gpu, struct gpu_resource *res, uint64_t cost)
+{
+	gpu->bytes -= cost;
+	res->cost -= cost;
+	__atomic_store_n(&gpu->stats.bytes, gpu->bytes, __ATOMIC_RELAXED);
+}
+
+static void count_resources(struct gpu *gpu, uint32_t nr)
+{
+	gpu->nr_resources = nr;
+	__atomic_store_n(&gpu->stats.resources, nr, __ATOMIC_RELAXED);
+}
+
+uint32_t gpu_resource_make(struct gpu *gpu, uint32_t id, uint64_t image, struct gpu_resource **out)
+{
+	struct gpu_resource **bucket = bucket_of(gpu, id), *res;
+
+	if (!id || gpu_resource_find(gpu, id))
+		return VIRTIO_GPU_RESP_ERR_INVALID_RESOURCE_ID;
+	if (gpu->nr_resources >= gpu->limits.resources)
+		return VIRTIO_GPU_RESP_ERR_OUT_OF_MEMORY;
+	res = calloc(1, sizeof(*res));
+	if (!res)
+		return VIRTIO_GPU_RESP_ERR_OUT_OF_MEMORY;
+	if (!charge(gpu, res, sizeof(*res) + image)) {
+		free(res);
+		return VIRTIO_GPU_RESP_ERR_OUT_OF_MEMORY;
+	}
+	if (image) {
+		res->image = calloc(1, image);
+		if (!res->image) {
+			refund(gpu, res, res->cost);
+			free(res);
+			return VIRTIO_GPU_RESP_ERR_OUT_OF_MEMORY;
+		}
+	}
+	res->id = id;
+	res->size = image;
+	res->next = *bucket;
+	*bucket = res;
+	count_resources(gpu, gpu->nr_resources + 1);
+	*out = res;
+	return VIRTIO_GPU_RESP_OK_NODATA;
+}
+
+void gpu_resource_drop(struct gpu *gpu, struct gpu_resource *res)
+{
+	struct gpu_resource **at = bucket_of(gpu, res->id);
+
+	for (uint32_t i = 0; i < gpu->nr_scanouts; i++) {
+		if (gpu->scanouts[i].resource == res)
+			gpu_scanout_off(gpu, i);
+	}
+	while (*at != res)
+		at = &(*at)->next;
+	*at = res->next;
+	gpu_backing_drop(gpu, res);
+	refund(gpu, res, res->cost);
+	count_resources(gpu, gpu->nr_resources - 1);
+	free(res->image);
+	free(res);
+}
+
+/* --- pages ------------------------------------------------------------------------------------------------------ */
+
+void gpu_backing_drop(struct gpu *gpu, struct gpu_resource *res)
+{
+	refund(gpu, res, (uint64_t)res->backing.nr * sizeof(*res->backing.pages));
+	free(res->backing.pages);
+	memset(&res->backing, 0, sizeof(res->backing));
+}
+
+/* One more page; neighbours become one. */
+static bool add_page(struct gpu_backing *b, uint64_t gpa, uint32_t len)
+{
+	struct gpu_page *last = b->nr ? &b->pages[b->nr - 1] : NULL;
+	uint64_t end;
+
+	if (!len || __builtin_add_overflow(gpa, len, &end))
+		return false;
+	if (last && last->gpa + last->len == gpa && last->len <= UINT32_MAX - len)
+		last->len += len;
+	else
+		b->pages[b->nr++] = (struct gpu_page){.gpa = gpa, .start = b->len, .len = len};
+	b->len += len;
+	return true;
+}
+
+uint32_t gpu_backing_take(struct gpu *gpu, struct gpu_resource *res, const struct ring_chain *chain, uint32_t at,
+			  uint32_t nr)
+{
+	struct virtio_gpu_mem_entry entries[ENTRIES];
+	struct gpu_backing b = {0};
+	uint64_t cost = (uint64_t)nr * sizeof(*b.pages);
+	struct gpu_page *fewer;
+
+	if (res->backing.pages)
+		return VIRTIO_GPU_RESP_ERR_UNSPEC;
+	if (!nr || (uint64_t)nr * sizeof(entries[0]) > chain->out_bytes - at)
+		return VIRTIO_GPU_RESP_ERR_INVALID_PARAMETER;
+	if (!charge(gpu, res, cost))
+		return VIRTIO_GPU_RESP_ERR_OUT_OF_MEMORY;
+	b.pages = malloc(cost);
+	if (!b.pages) {
+		refund(gpu, res, cost);
+		return VIRTIO_GPU_RESP_ERR_OUT_OF_MEMORY;
+	}
+	for (uint32_t i = 0; i < nr; i += ENTRIES) {
+		uint32_t n = nr - i < ENTRIES ? nr - i : ENTRIES;
+
+		ring_chain_read(chain, at + i * (uint32_t)sizeof(entries[0]), entries, n * (uint32_t)sizeof(entries[0]));
+		for (uint32_t j = 0; j < n; j++) {
+			if (!add_page(&b, entries[j].addr, entries[j].length)) {
+				free(b.pages);
+				refund(gpu, res, cost);
+				return VIRTIO_GPU_RESP_ERR_INVALID_PARAMETER;
+			}
+		}
+	}
+	fewer = realloc(b.pages, b.nr * sizeof(*b.pages));
+	if (fewer)
+		b.pages = fewer;
+	refund(gpu, res, cost - b.nr * sizeof(*b.pages));
+	res->backing = b;
+	return VIRTIO_GPU_RESP_OK_NODATA;
+}
+
+/* The page that holds byte @at, which lies in it. */
+static const struct gpu_page *page_of(const struct gpu_backing *b, uint64_t at)
+{
+	uint32_t lo = 0, hi = b->nr;
+
+	while (hi - lo > 1) {
+		uint32_t mid = lo + (hi - lo) / 2;
+
+		if (b->pages[mid].start <= at)
+			lo = mid;
+		else
+			hi = mid;
+	}
+	return &b->pages[lo];
+}
+
+bool gpu_backing_copy(struct gpu *gpu, const struct gpu_resource *res, uint64_t from, uint8_t *to, uint64_t len)
+{
+	const struct gpu_backing *b = &res->backing;
+	const struct ring_memtab *tab = gpu->mem ? gpu->mem->tab : NULL;
+	const struct gpu_page *page;
+
+	if (!tab || from > b->len || len > b->len - from)
+		return false;
+	if (!len)
+		return true;
+	page = page_of(b, from);
+	while (len) {
+		uint64_t skip = from - page->start;
+		const struct ring_region *r = ring_memtab_find(tab, page->gpa + skip, &gpu->hint);
+		uint64_t off, n;
+
+		if (!r)
+			return false;
+		off = page->gpa + skip - r->gpa;
+		n = page->len - skip;
+		if (n > r->len - off)
+			n = r->len - off;
+		if (n > len)
+			n = len;
+		shm_copy_in(to, r->hva + off, n);
+		to += n;
+		from += n;
+		len -= n;
+		if (from == page->start + page->len)
+			page++;
+	}
+	return true;
+}

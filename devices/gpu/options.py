@@ -1,0 +1,51 @@
+"""What ``vhost gpu`` and a ``[[device]]`` table of type "gpu" take."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Any
+
+from devices.gpu.device import Gpu, Limits
+from devices.gpu.picture import parse_mode
+from vhost.device import Device
+from vhost.plugin import ConfigError, DeviceType, Option
+
+__all__ = ["OPTIONS", "TYPE", "open_gpu"]
+
+OPTIONS = (
+    Option("scanouts", "int", "monitors it can have; QEMU's max_outputs is to be no larger", 1, minimum=1, maximum=16),
+    Option("mode", "texts", "what is plugged in, from the first scanout on: 1920x1080 or 1920x1080@75", metavar="MODE"),
+    Option("no-blobs", "flag", "do not offer resources that stay in the guest's memory", False),
+    Option("max-resources", "int", "most resources of the guest", 4096, minimum=1, maximum=1 << 31),
+    Option("max-memory", "size", "most host memory for them", 512 << 20, metavar="BYTES"),
+)
+
+
+@asynccontextmanager
+async def open_gpu(values: Mapping[str, Any]) -> AsyncIterator[Device]:
+    """The device that option values (of `OPTIONS`) describe.
+
+    Raises:
+        ConfigError: the user can mend it.
+    """
+    try:
+        gpu = Gpu(
+            scanouts=values["scanouts"],
+            modes=[parse_mode(text) for text in values["mode"] or ("1280x800",)],
+            blobs=not values["no_blobs"],
+            limits=Limits(values["max_resources"], values["max_memory"]),
+        )
+    except ValueError as exc:
+        raise ConfigError(str(exc)) from exc
+    yield gpu
+
+
+TYPE = DeviceType(
+    name="gpu",
+    backend_type="gpu",
+    summary="a display, 2D (virtio-gpu)",
+    options=OPTIONS,
+    open=open_gpu,
+    parameter_help="Look at it by: vhost ctl --socket CONTROL gpu.screenshot path=screen.png",
+)
