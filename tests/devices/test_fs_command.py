@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 import subprocess
 import sys
 from functools import partial
@@ -12,7 +13,7 @@ from pathlib import Path
 import peerlib
 import pytest
 import trio
-from fsrig import ROOT, guest
+from fsrig import ROOT, Mount, guest
 
 VHOST = str(Path(sys.executable).with_name("vhost"))
 
@@ -109,10 +110,36 @@ async def test_a_folder_and_a_file_system_in_python() -> None:
             assert all(entry["help"] for entry in help_.values()), "every method says what it does"
 
 
+async def use_everything(mount: Mount, node: int) -> None:
+    """System calls of all kinds pass the filter, and what stays of the privileges is enough."""
+    sub = await mount.mkdir(ROOT, "sub", umask=0o022)
+    await mount.setxattr(node, "user.name", b"value")
+    assert await mount.getxattr(node, "user.name") == b"value"
+    assert "user.name" in await mount.listxattr(node)
+    await mount.removexattr(node, "user.name")
+    await mount.link(node, sub.nodeid, "hard")
+    await mount.rename(sub.nodeid, "hard", ROOT, "moved")
+    await mount.rename(ROOT, "moved", sub.nodeid, "hard", 1)
+    link = await mount.symlink(ROOT, "link", "target")
+    assert await mount.readlink(link.nodeid) == b"target"
+    await mount.mknod(ROOT, "fifo", stat.S_IFIFO | 0o600)
+    attr = await mount.setattr(node, mode=0o640, mtime=5, size=100_000, valid=1 << 11)
+    assert (attr.mode & 0o777, attr.mtime) == (0o640, 5)
+    assert {entry.name for entry in await mount.list(plus=True)} >= {"file", "sub", "link", "fifo"}
+    assert (await mount.statfs())[5] > 0
+    await mount.unlink(sub.nodeid, "hard")
+    await mount.rmdir(ROOT, "sub")
+    if os.geteuid() == 0:
+        made, _ = await mount.create(ROOT, "theirs", uid=31001, gid=31001)
+        assert (made.attr.uid, made.attr.gid) == (31001, 31001)
+        assert (await mount.setattr(node, uid=31001, gid=31002)).uid == 31001
+
+
 async def test_the_usual_sandbox_serves() -> None:
     """With all that is on by default, threads for what may wait included."""
     with peerlib.short_folder() as here:
         (here / "shared").mkdir()
+        (here / "shared").chmod(0o777)
         args = ["--socket-path", str(here / "s"), "--shared-dir", str(here / "shared")]
         with peerlib.running([VHOST, "fs", *args], here / "s", here / "log"):
             async with guest(str(here / "s"), queues=4) as mount:
@@ -120,4 +147,5 @@ async def test_the_usual_sandbox_serves() -> None:
                 assert await mount.write(entry.nodeid, fh, bytes(100_000)) == 100_000
                 await mount.fsync(entry.nodeid, fh)
                 assert (await mount.getattr(entry.nodeid)).size == 100_000
+                await use_everything(mount, entry.nodeid)
         assert (here / "shared/file").stat().st_size == 100_000
