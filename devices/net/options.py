@@ -59,6 +59,14 @@ OPTIONS = (
         "the switch's way out: user or tap:NAME; with ,name=NAME ,vlan=5 ,trunk=5+7-9 ,isolated ,forward=… ,pcap=FILE",
         metavar="LINK",
     ),
+    Option(
+        "ageing",
+        "int",
+        "seconds after which the switch forgets an address, as its first card says",
+        300,
+        minimum=1,
+        maximum=1000000,
+    ),
     Option("vlan", "int", "the port's VLAN; of a trunk: the one without tag", minimum=1, maximum=4094),
     Option("trunk", "text", "VLANs that pass with tags: 5,7,100-199 or all", metavar="VLANS"),
     Option("isolated", "flag", "the guest reaches only ports that are not isolated", False),
@@ -169,7 +177,7 @@ async def _switch(values: Mapping[str, Any]) -> NetLink:
         learn=values["learn"],
         **{name: values[name] for name in limits},
     )
-    port = Switch.named(values["switch"], rules, port_name=values["port_name"])
+    port = Switch.named(values["switch"], rules, port_name=values["port_name"], ageing=values["ageing"])
     try:
         for text in values["uplink"] or ():
             uplink = Uplink.parse(text)

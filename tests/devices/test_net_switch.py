@@ -14,6 +14,7 @@ from pcapng import IN, OUT, read
 
 import vhost
 from devices.net import LinkError, Net, NetFeature, Rules, Switch
+from devices.net._net import lib
 from devices.net.capture import CaptureError
 from devices.net.links.files import FileLink
 from devices.net.links.rules import format_vlans, parse_vlans
@@ -127,6 +128,28 @@ async def test_offload_fields_are_carried_over_or_finished(layout: int) -> None:
         assert [len(piece) for _, piece in cut] == [54 + 1448, 54 + 1448, 54 + 104]
         assert not any(got.flags or got.gso_type for got, _ in cut)
         assert cards[2].stats.in_segments == 3
+
+
+async def test_ageing() -> None:
+    async with guests(Switch(ageing=1), None, None, None) as ((a, b, c), cards):
+        await send(b, data := between(EVERYONE, 2))
+        await only(data, a)
+        await only(data, c)
+        await send(a, data := between(2, 1))
+        await only(data, b, c)
+        lib.net_switch_skip(cards[0].link.switch._ptr, 3)  # its clock goes on
+        await send(a, data := between(2, 1))
+        await only(data, b)
+        await only(data, c)
+        cards[0].controls()["set_ageing"](seconds=1000)
+        await send(b, data := between(EVERYONE, 2))
+        await a.receive()
+        await c.receive()
+        lib.net_switch_skip(cards[0].link.switch._ptr, 500)
+        await send(a, data := between(2, 1))
+        await only(data, b, c)
+        with pytest.raises(ValueError, match="give 1 to 1000000 seconds"):
+            cards[0].controls()["set_ageing"](seconds=0)
 
 
 async def test_a_guest_without_buffers_holds_nobody_up() -> None:
@@ -430,7 +453,9 @@ async def test_options(tmp_path: Path) -> None:
     def values(**given):
         return TYPE.values({name.replace("_", "-"): value for name, value in given.items()})
 
-    given = values(switch="s", vlan="5", trunk="7,9-11", send_pps="5k", pin_mac="52:54:00:00:00:09", uplink=["user"])
+    given = values(
+        switch="s", ageing="60", vlan="5", trunk="7,9-11", send_pps="5k", pin_mac="52:54:00:00:00:09", uplink=["user"]
+    )
     async with TYPE.open(given) as card, TYPE.open(values(switch="s", port_name="x", uplink=["user"])) as other:
         assert [port.name for port in card.link.switch.ports] == ["user", "port1", "x"]
         assert card.link.rules.as_dict() == {

@@ -372,15 +372,12 @@ class Switch(NetLink):
     _by_name: dict[str, Switch] = {}  # noqa: RUF012 - one for the process
 
     def __init__(self, name: str = "switch", *, ageing: int = 300, entries: int = 16384) -> None:
-        if not 1 <= ageing <= 1_000_000:
-            raise ValueError(f"ageing is {ageing}; give 1 to 1000000 seconds")
         if not 1 <= entries <= lib.NET_SWITCH_ENTRIES_MAX:
             raise ValueError(f"entries is {entries}; give 1 to {lib.NET_SWITCH_ENTRIES_MAX}")
         ptr = lib.net_switch_new(entries, secrets.randbits(64))
         if ptr == ffi.NULL:
             raise MemoryError("no memory for a switch")
         self._ptr: Any = ffi.gc(ptr, lib.net_switch_free)
-        lib.net_switch_set_ageing(self._ptr, ageing)
         self.name = name
         self._users = 0  # ports that were lent by name
         self._ports: list[SwitchPort] = []
@@ -390,11 +387,17 @@ class Switch(NetLink):
         self._running: set[tuple[Net, int]] = set()
         self._turn = trio.Lock()
         self._nursery: trio.Nursery | None = None
+        self.set_ageing(ageing)
 
     @classmethod
-    def named(cls, name: str, rules: Rules | None = None, *, port_name: str | None = None) -> SwitchPort:
-        """A port of the switch that this process knows as `name`, which lives as long as such ports."""
-        switch = cls._by_name.get(name) or cls(name)
+    def named(
+        cls, name: str, rules: Rules | None = None, *, port_name: str | None = None, ageing: int = 300
+    ) -> SwitchPort:
+        """A port of the switch that this process knows as `name`, which lives as long as such ports.
+
+        Args: ageing: of one that is made now, seconds.
+        """
+        switch = cls._by_name.get(name) or cls(name, ageing=ageing)
         port = switch.port(rules, port_name, _lent=True)
         cls._by_name[name] = switch
         switch._users += 1
@@ -514,6 +517,13 @@ class Switch(NetLink):
             for entry in raw[0:count]
         ]
 
+    def set_ageing(self, seconds: int) -> None:
+        """Forget addresses that were not heard of for so long, 1 to 1000000 seconds."""
+        if not 1 <= seconds <= 1_000_000:
+            raise ValueError(f"ageing is {seconds}; give 1 to 1000000 seconds")
+        with self.parked():
+            lib.net_switch_set_ageing(self._open(), seconds)
+
     def flush(self) -> None:
         """Forget all that was learnt."""
         with self.parked():
@@ -594,7 +604,12 @@ class Switch(NetLink):
         found: dict[str, Callable[..., Any]] = {}
         for uplink in self._uplinks:
             found |= uplink.link.controls()
-        return found | {"table": self._show_table, "ports": self._show_ports, "flush": self._flush}
+        return found | {
+            "table": self._show_table,
+            "ports": self._show_ports,
+            "flush": self._flush,
+            "set_ageing": self.set_ageing,
+        }
 
     def _show_table(self, port: str | None = None, limit: int = 1000) -> list[dict[str, Any]]:
         """Addresses the switch knows, or those at one port; no more than limit."""
