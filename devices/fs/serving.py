@@ -13,6 +13,7 @@ from __future__ import annotations
 import errno
 import itertools
 import logging
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,7 @@ from devices.fs.filesystem import Caller, FileHandle, Filesystem, Inode, LockOwn
 from devices.fs.known import Handle, Handles, Inodes
 from devices.fs.requests import OPERATIONS, Operation, Reply, forget, release, releasedir
 from devices.fs.server import Server
+from vhost import Metric
 from vhost._log import RateLimit
 
 if TYPE_CHECKING:
@@ -36,6 +38,7 @@ log = logging.getLogger(__name__)
 
 _GRACE = 1.0  # seconds that requests have to end when their guest is gone
 _LOOK = 0.05  # seconds between looks at a queue that may be paused while requests wait for locks
+_OPCODES = frozenset(Opcode)
 _guests = itertools.count(1)
 
 
@@ -74,6 +77,9 @@ class PythonServer(Server):
         self.handles = Handles(fs)
         self._concurrency = concurrency
         self._guest = next(_guests)
+        #: by opcode: answered, and of them with an error; 0: opcodes that nobody knows
+        self.requests: Counter[int] = Counter()
+        self.errors: Counter[int] = Counter()
         self._works: set[_Work] = set()
         self._scratch: Any = ffi.new("char[]", 65536)
         self._complain = RateLimit()
@@ -110,6 +116,20 @@ class PythonServer(Server):
             finally:
                 self._works.discard(work)
             nursery.cancel_scope.cancel()
+
+    def info(self) -> dict[str, Any]:
+        """As `Server.info`."""
+        return {**super().info(), "methods": sorted(self.has), "inodes": len(self.inodes), "handles": len(self.handles)}
+
+    def metrics(self) -> Iterator[Metric]:
+        """As `Server.metrics`."""
+        yield Metric("fs_mounted", "gauge", "1 while a guest has it mounted.", lib.fs_py_ready(self.ptr))
+        yield Metric("fs_inodes", "gauge", "Inodes that the guest knows.", len(self.inodes))
+        yield Metric("fs_handles", "gauge", "Files and folders that the guest has open.", len(self.handles))
+        for opcode, number in tuple(self.requests.items()):
+            label = {"op": Opcode(opcode).name.lower() if opcode in _OPCODES else "unknown"}
+            yield Metric("fs_requests_total", "counter", "Requests answered.", number, label)
+            yield Metric("fs_errors_total", "counter", "Requests answered with an error.", self.errors[opcode], label)
 
     # What handlers ask for
 
@@ -316,6 +336,12 @@ class _Work:
             _ = chain.ptr
         except RuntimeError:  # not ours any more
             return
+        opcode = slot.q.opcode
+        if opcode not in _OPCODES:
+            opcode = 0
+        self._server.requests[opcode] += 1
+        if reply[0] is lib.fs_py_fail and reply[1]:
+            self._server.errors[opcode] += 1
         try:
             written = reply[0](slot.ptr, *reply[1:])
         except (OverflowError, TypeError, ValueError) as exc:  # a number that no field holds

@@ -566,6 +566,24 @@ async def test_mistakes_become_eio_and_a_line(caplog: pytest.LogCaptureFixture) 
         caplog.clear()
 
 
+async def test_counts() -> None:
+    server = PythonServer(Hello())
+    fs = Fs(server, tag="hello")
+    async with mounted(server) as mount:
+        await mount.lookup(ROOT, "hello")
+        await mount.opendir()
+        for _ in range(3):
+            await errno_of(mount.lookup(ROOT, "other"))
+        await errno_of(mount.call(4000))
+        values = {(m.name, m.labels.get("op")): m.value for m in fs.metrics()}
+        assert values["fs_requests_total", "lookup"] == 4
+        assert values["fs_errors_total", "lookup"] == 3
+        assert values["fs_requests_total", "unknown"] == 1
+        assert (values["fs_inodes", None], values["fs_handles", None], values["fs_mounted", None]) == (1, 1, 1)
+        info = fs.controls()["info"]()
+        assert (info["server"], info["inodes"], info["handles"]) == ("Hello", 1, 1)
+
+
 async def test_negative_entries() -> None:
     class Remembering(Hello):
         negative_timeout = 2.5
