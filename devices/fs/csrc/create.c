@@ -172,7 +172,7 @@ static int open_existing(struct pass *fs, struct fs_req *req, struct pass_inode 
 		if (err == 0)
 			err = pass_cred_enter(fs, req, 0, true, &cred);
 		if (err == 0) {
-			err = fd = pass_inode_open(fs, inode, flags);
+			err = fd = pass_fd_reopen(fs, path, flags);
 			pass_cred_leave(fs, &cred);
 		}
 		pass_inode_fd_put(fs, inode, path);

@@ -293,22 +293,34 @@ void pass_inode_fd_drop(struct pass *fs, struct pass_inode *inode)
 		close((int)(word & FD_MASK) - 1);
 }
 
+int pass_fd_reopen(struct pass *fs, int fd, int flags)
+{
+	char name[16];
+	int again;
+
+	do
+		again = openat(fs->proc_fd, pass_fd_name(fd, name), flags | O_CLOEXEC | O_NOCTTY);
+	while (again < 0 && pass_fds_relieve(fs, -errno));
+	return again < 0 ? -errno : again;
+}
+
 int pass_inode_open(struct pass *fs, struct pass_inode *inode, int flags)
 {
 	mode_t type = pass_inode_type(inode);
-	char name[16];
 	int fd, path;
 
 	if (type != S_IFREG && type != S_IFDIR)
 		return type == S_IFLNK ? -ELOOP : -EACCES;
-	flags = (flags & ~(O_CREAT | O_EXCL | O_NOFOLLOW)) | O_CLOEXEC | O_NOCTTY;
+	flags &= ~(O_CREAT | O_EXCL | O_NOFOLLOW);
+	if (inode->handle_len != 0 && atomic_load_explicit(&inode->checked, memory_order_acquire)) {
+		/* it is known what it leads to: no way round by /proc */
+		fd = open_handle(fs, inode, flags | O_NOCTTY);
+		return fd == -ESTALE ? gone(fs, inode) : fd;
+	}
 	path = pass_inode_fd(fs, inode);
 	if (path < 0)
 		return path;
-	do
-		fd = openat(fs->proc_fd, pass_fd_name(path, name), flags);
-	while (fd < 0 && pass_fds_relieve(fs, -errno));
-	fd = fd < 0 ? -errno : fd;
+	fd = pass_fd_reopen(fs, path, flags);
 	pass_inode_fd_put(fs, inode, path);
 	return fd;
 }

@@ -237,6 +237,8 @@ void pass_inode_fd_put(struct pass *fs, struct pass_inode *inode, int fd);
  * nor a folder.
  */
 int pass_inode_open(struct pass *fs, struct pass_inode *inode, int flags);
+/* Likewise what @fd, O_PATH, stands for, which is known to be such. With the rights this thread has now. */
+int pass_fd_reopen(struct pass *fs, int fd, int flags);
 /* "/proc/self/fd/N" below fs->proc_fd: the name for calls that take a path and no AT_EMPTY_PATH. */
 const char *pass_fd_name(int fd, char name[16]);
 /* The system has no descriptors left (-EMFILE, -ENFILE): close some. True: try again. */
@@ -352,6 +354,8 @@ void pass_locks_free(struct pass *fs, struct pass_inode *inode);
 
 /* --- state.c --------------------------------------------------------------------------------------------------- */
 
+/* inode.c: the first slot from @from on that somebody refers to; 0: none. */
+uint32_t pass_table_next(const struct pass_table *t, uint32_t from);
 /* inode.c: a slot of a number that is known, all others become free with the settling. */
 void *pass_table_place(struct pass_table *t, uint64_t id);
 void pass_table_settle(struct pass_table *t);
