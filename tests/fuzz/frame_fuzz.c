@@ -14,6 +14,7 @@
 #include <string.h>
 
 #include "devices/net/csrc/dev.h"
+#include "devices/net/csrc/rss.h"
 #include "devices/net/csrc/vlan.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
@@ -279,6 +280,22 @@ static void see(void *arg, const struct net_frame *f)
 	free(p);
 }
 
+/* A hash is one of those that are wanted, and nothing beyond the head is looked at. */
+static void hash(uint32_t types)
+{
+	struct net_rss rss = { .types = types & NET_HASH_TYPES };
+	uint8_t *head = malloc(s.f.head_len);
+	uint32_t report, value = 0;
+
+	if (!head)
+		fail("no memory");
+	memcpy(head, s.f.head, s.f.head_len);
+	report = net_rss_hash(&rss, head, s.f.head_len, &value);
+	if (report > NET_REPORT_UDPV6 || (report && !(rss.types >> (report - 1) & 1)))
+		fail("a hash that nobody wants");
+	free(head);
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
 	static struct net_finish *fin;
@@ -303,6 +320,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 		if (s.in.flags & (TAG | UNTAG))
 			there = tag(s.in.flags & TAG);
 		check_hdr(&s.f, s.in.allowed);
+		hash(s.in.takes);
 		if (s.in.flags & CHANGES)
 			guest_writes();
 		if (there)
