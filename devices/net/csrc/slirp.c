@@ -16,6 +16,7 @@
 #include <unistd.h>
 
 #include "devices/net/csrc/slirp.h"
+#include "devices/net/csrc/slirp_pieces.h"
 
 #if !SLIRP_CHECK_VERSION(4, 7, 0)
 #error "libslirp 4.7 or newer is needed"
@@ -59,6 +60,7 @@ struct net_slirp {
 	uint32_t nr_polls;
 	uint32_t max_polls;
 	uint8_t *frames;	/* RECV_BATCH of FRAME_MAX bytes */
+	struct slirp_pieces *pieces;
 	bool gone;		/* the other end of the packet socket was closed */
 
 	/* under @lock */
@@ -248,6 +250,19 @@ static void run_timers(struct net_slirp *s)
 
 /* --- frames from the guest -------------------------------------------------------------------------------------- */
 
+static void take_frame(struct net_slirp *s, const uint8_t *frame, uint32_t len)
+{
+	bool bad;
+
+	count(&s->stats.in_frames, 1);
+	count(&s->stats.in_bytes, len);
+	frame = slirp_pieces_take(s->pieces, frame, &len, &bad);
+	if (bad)
+		count(&s->stats.bad, 1);
+	if (frame)
+		slirp_input(s->slirp, frame, (int)len);
+}
+
 static void take_frames(struct net_slirp *s)
 {
 	struct mmsghdr msgs[RECV_BATCH];
@@ -268,9 +283,7 @@ static void take_frames(struct net_slirp *s)
 				s->gone = true;	/* end of file; no frame is empty */
 				return;
 			}
-			count(&s->stats.in_frames, 1);
-			count(&s->stats.in_bytes, msgs[i].msg_len);
-			slirp_input(s->slirp, iovs[i].iov_base, (int)msgs[i].msg_len);
+			take_frame(s, iovs[i].iov_base, msgs[i].msg_len);
 		}
 		if (n < RECV_BATCH)
 			return;
@@ -397,6 +410,7 @@ static void free_all(struct net_slirp *s)
 	pthread_cond_destroy(&s->cond);
 	free(s->polls);
 	free(s->frames);
+	slirp_pieces_free(s->pieces);
 	free(s);
 }
 
@@ -408,7 +422,8 @@ static int set_up(struct net_slirp *s)
 	s->max_polls = POLLS_MIN;
 	s->polls = calloc(s->max_polls, sizeof(*s->polls));
 	s->frames = malloc((size_t)RECV_BATCH * FRAME_MAX);
-	if (!s->polls || !s->frames)
+	s->pieces = slirp_pieces_new();
+	if (!s->polls || !s->frames || !s->pieces)
 		return ENOMEM;
 	s->slirp = make_slirp(s);
 	/* what the configuration points to is the caller's; libslirp made copies */

@@ -67,7 +67,7 @@ struct net_slirp_stats {
 	uint64_t out_frames;	/* to the guest */
 	uint64_t out_bytes;
 	uint64_t dropped;	/* to the guest: it was slower than its network */
-	uint64_t bad;		/* frames that libslirp complained about */
+	uint64_t bad;		/* frames that libslirp complained about, or that are pieces of nothing */
 	uint64_t wakeups;	/* turns of the thread */
 	uint64_t sockets;	/* waited for, now */
 };
