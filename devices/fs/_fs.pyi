@@ -147,6 +147,14 @@ class _Lib:
         """void(*)(struct fs_server *, struct pass_stats *)"""
     def pass_new(self, _0: CData, _1: CData, /) -> CData:
         """struct fs_server *(*)(struct pass_options *, int *)"""
+    def pass_state_free(self, _0: CData, /) -> None:
+        """void(*)(struct pass_state *)"""
+    def pass_state_load(self, _0: CData, _1: CData, _2: int, _3: int, _4: CData, /) -> int:
+        """int(*)(struct fs_server *, uint8_t *, uint64_t, int, struct pass_state *)"""
+    def pass_state_resume(self, _0: CData, /) -> int:
+        """uint64_t(*)(struct fs_server *)"""
+    def pass_state_save(self, _0: CData, _1: CData, /) -> int:
+        """int(*)(struct fs_server *, struct pass_state *)"""
     def pass_try_handles(self, _0: int, /) -> int:
         """int(*)(int)"""
 

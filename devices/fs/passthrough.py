@@ -11,16 +11,18 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from devices.fs import migration as moving
 from devices.fs._fs import ffi, lib
 from devices.fs.idmap import IdTranslation
 from devices.fs.server import NativeServer
 from devices.fs.xattrmap import XattrRule
 from vhost import Metric, VhostError
 
-__all__ = ["Cache", "Handles", "Passthrough", "PassthroughError", "PassthroughStats", "raise_nofile"]
+__all__ = ["Cache", "Handles", "Migration", "Passthrough", "PassthroughError", "PassthroughStats", "raise_nofile"]
 
 Cache = Literal["never", "metadata", "auto", "always"]
 Handles = Literal["never", "prefer", "always"]
+Migration = Literal["find-paths", "file-handles"]
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +35,7 @@ _POLICIES: dict[str, tuple[float, int, int]] = {
     "auto": (1.0, 0, 0),
     "always": (_DAY, _FOPEN_KEEP_CACHE, _FOPEN_KEEP_CACHE | _FOPEN_CACHE_DIR),
 }
+_MIGRATIONS = ("find-paths", "file-handles")
 _HANDLES = {"never": 0, "prefer": 1, "always": 2}
 #: descriptors left to the rest of the process
 _SPARE_FDS = 64
@@ -118,12 +121,17 @@ class Passthrough(NativeServer):
         xattrmap: rules for names of attributes (`parse_xattrmap`); the first that fits decides, none at all: all pass.
         uids: translation of user ids (`parse_translation`).
         gids: likewise of groups.
+        migration: how a guest's files are found where it moves to: "find-paths": by their names; "file-handles": by
+            handles of the file system as well, which finds what is deleted but open. Whoever makes up a state can then
+            reach any file of that file system: only where front-ends are trusted.
         threads: most threads for requests that may wait, 1 to 256.
 
     Raises:
         PassthroughError: the user can mend it.
         ValueError: an argument out of range.
     """
+
+    migratable = True
 
     def __init__(
         self,
@@ -150,6 +158,7 @@ class Passthrough(NativeServer):
         xattrmap: Sequence[XattrRule] = (),
         uids: IdTranslation | None = None,
         gids: IdTranslation | None = None,
+        migration: Migration = "find-paths",
         threads: int | None = None,
     ) -> None:
         self.path = os.fspath(path)
@@ -178,6 +187,8 @@ class Passthrough(NativeServer):
         _put_rules(opt, xattrmap, keep)
         for what, translation in (("uid", uids), ("gid", gids)):
             _put_ranges(opt, what, translation or IdTranslation(), keep)
+        self.migration = _one_of("migration", migration, _MIGRATIONS)
+        self._moving = False
         self.handles_note: str | None = None
         super().__init__(self._start(opt, inode_file_handles))
         if threads is not None:
@@ -218,6 +229,29 @@ class Passthrough(NativeServer):
             f"no file handles for {self.path}: {why}; guests may know {opt.max_fds} files at once, a descriptor each"
         )
         log.info(self.handles_note)
+
+    async def save_state(self) -> bytes:
+        """As `Server.save_state`. The locks are let go of, until a queue runs again."""
+        self._moving = True
+        state, _ = await moving.save_state(self.ptr)
+        return state
+
+    async def load_state(self, state: bytes) -> None:
+        """As `Server.load_state`."""
+        self._moving = False
+        handles = self.migration == "file-handles"
+        await moving.load_state(self.ptr, state, handles=handles, description=self.description)
+
+    def queue_starts(self) -> None:
+        """As `Server.queue_starts`."""
+        if self._moving:
+            self._moving = False
+            moving.resume(self.ptr)
+
+    def reset(self) -> None:
+        """As `Server.reset`."""
+        self._moving = False
+        super().reset()
 
     @property
     def stats(self) -> PassthroughStats:

@@ -80,14 +80,8 @@ int pass_files_init(struct pass *fs)
 
 void pass_files_reset(struct pass *fs)
 {
-	uint32_t top = atomic_load(&fs->files.top);
-
-	for (uint32_t i = 1; i < top; i++) {
-		struct pass_file *file = pass_table_slot(&fs->files, i);
-
-		if ((uint32_t)atomic_load(&file->word) != 0)
-			pass_file_release(fs, file);
-	}
+	for (uint32_t i = pass_table_next(&fs->files, 1); i != 0; i = pass_table_next(&fs->files, i + 1))
+		pass_file_release(fs, pass_table_slot(&fs->files, i));
 }
 
 void pass_files_free(struct pass *fs)

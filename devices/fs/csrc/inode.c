@@ -51,7 +51,25 @@ void *pass_table_slot(const struct pass_table *t, uint32_t index)
 	if (index == 0 || index >= atomic_load_explicit(&t->top, memory_order_acquire))
 		return NULL;
 	chunk = atomic_load_explicit(&t->chunks[index / PASS_CHUNK], memory_order_acquire);
+	if (fs_unlikely(chunk == NULL))
+		return NULL;		/* between numbers that another process gave */
 	return chunk + (size_t)(index % PASS_CHUNK) * t->item;
+}
+
+/* The first slot from @from on that somebody refers to; 0: none. */
+uint32_t pass_table_next(const struct pass_table *t, uint32_t from)
+{
+	uint32_t top = atomic_load(&t->top);
+
+	for (; from < top; from++) {
+		const _Atomic uint64_t *word = pass_table_slot(t, from);
+
+		if (word == NULL)
+			from |= PASS_CHUNK - 1;	/* nor are its neighbours there */
+		else if ((uint32_t)atomic_load_explicit(word, memory_order_relaxed) != 0)
+			return from;
+	}
+	return 0;
 }
 
 void *pass_table_alloc(struct pass_table *t)
@@ -113,28 +131,31 @@ void *pass_table_get(const struct pass_table *t, uint64_t id)
 
 /* --- tables of another process -------------------------------------------------------------------------------- */
 
-/* state.c, nothing is in flight: the slot of @id, whose number and generation it gets; NULL: taken, beyond the limit. */
+/*
+ * state.c, nothing is in flight: the slot of @id, whose number and generation it gets; NULL: taken, or beyond the limit.
+ * Only the chunks of such slots are made: numbers from outside must not cost more memory than what they stand for.
+ */
 void *pass_table_place(struct pass_table *t, uint64_t id)
 {
-	uint32_t index = (uint32_t)id, top = atomic_load(&t->top);
+	uint32_t index = (uint32_t)id;
 	_Atomic uint64_t *word;
+	uint8_t *chunk;
 
 	if (index == 0 || index > t->limit)
 		return NULL;
-	for (; top <= index; atomic_store(&t->top, ++top)) {
-		uint8_t *chunk = atomic_load(&t->chunks[top / PASS_CHUNK]);
-
-		if (chunk == NULL) {
-			chunk = calloc(PASS_CHUNK, t->item);
-			if (chunk == NULL)
-				return NULL;
-			atomic_store(&t->chunks[top / PASS_CHUNK], chunk);
-		}
-		*field(t, chunk + (size_t)(top % PASS_CHUNK) * t->item, t->index_at) = top;
+	chunk = atomic_load(&t->chunks[index / PASS_CHUNK]);
+	if (chunk == NULL) {
+		chunk = calloc(PASS_CHUNK, t->item);
+		if (chunk == NULL)
+			return NULL;
+		atomic_store(&t->chunks[index / PASS_CHUNK], chunk);
 	}
+	if (index >= atomic_load(&t->top))
+		atomic_store(&t->top, index + 1);
 	word = pass_table_slot(t, index);
 	if ((uint32_t)atomic_load(word) != 0)
 		return NULL;
+	*field(t, word, t->index_at) = index;
 	atomic_store(word, id & ~(uint64_t)UINT32_MAX);
 	return word;
 }
@@ -145,15 +166,18 @@ void pass_table_settle(struct pass_table *t)
 	uint32_t live = 0;
 
 	t->free = 0;
-	for (uint32_t i = atomic_load(&t->top) - 1; i > 0; i--) {
-		_Atomic uint64_t *word = pass_table_slot(t, i);
+	for (uint32_t at = atomic_load(&t->top) - 1; at > 0; at--) {
+		_Atomic uint64_t *word = pass_table_slot(t, at);
 
-		if ((uint32_t)atomic_load(word) != 0) {
+		if (word == NULL) {
+			at = at < PASS_CHUNK ? 1 : at / PASS_CHUNK * PASS_CHUNK;	/* its neighbours are not there either */
+		} else if ((uint32_t)atomic_load(word) != 0) {
 			live++;
-			continue;
+		} else {
+			*field(t, word, t->index_at) = at;
+			*field(t, word, t->next_at) = t->free;
+			t->free = at;
 		}
-		*field(t, word, t->next_at) = t->free;
-		t->free = i;
 	}
 	atomic_store(&t->live, live);
 }
@@ -593,14 +617,11 @@ int pass_inodes_init(struct pass *fs)
 
 void pass_inodes_reset(struct pass *fs)
 {
-	uint32_t top = atomic_load(&fs->inodes.top);
-
-	for (uint32_t i = 1; i < top; i++) {
-		struct pass_inode *inode = slot_of(fs, i);
-
-		if ((uint32_t)atomic_load(&inode->word) != 0)
-			pass_inode_forget(fs, inode, UINT64_MAX);
-	}
+	for (uint32_t i = pass_table_next(&fs->inodes, 1); i != 0; i = pass_table_next(&fs->inodes, i + 1))
+		pass_inode_forget(fs, slot_of(fs, i), UINT64_MAX);
+	/* the root stays, and the guest's locks on it go */
+	if (fs->root != NULL && atomic_load(&fs->root->locks) != NULL)
+		pass_locks_free(fs, fs->root);
 }
 
 void pass_inodes_free(struct pass *fs)

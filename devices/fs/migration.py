@@ -1,0 +1,116 @@
+"""What a guest knows of a shared folder, as bytes for another process: inodes, open files, locks."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import trio
+
+from devices.fs._fs import ffi, lib
+
+__all__ = ["MovedState", "load_state", "resume", "save_state"]
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class MovedState:
+    """What was saved or loaded.
+
+    Attributes:
+        inodes: files that the guest knows, the folder itself left out.
+        inodes_lost: saved: without a path; loaded: not found, the guest hears ESTALE when it asks for them.
+        files: open files and folders.
+        files_lost: loaded: could not be opened again.
+        locks: ranges, and locks of whole files.
+        locks_lost: loaded: somebody else has them.
+    """
+
+    inodes: int
+    inodes_lost: int
+    files: int
+    files_lost: int
+    locks: int
+    locks_lost: int
+
+    def __str__(self) -> str:
+        parts = [
+            f"{getattr(self, what)} {what}" + (f" ({lost} lost)" if (lost := getattr(self, f"{what}_lost")) else "")
+            for what in ("inodes", "files", "locks")
+        ]
+        return ", ".join(parts)
+
+
+def _report(state: Any) -> MovedState:
+    return MovedState(**{name: getattr(state, name) for name in MovedState.__slots__})
+
+
+async def save_state(server: Any) -> tuple[bytes, MovedState]:
+    """Describe what the guest knows, and let go of its locks until `resume`.
+
+    Args:
+        server: ``struct fs_server *`` of a passthrough, with no queue running.
+
+    Raises:
+        MemoryError: none left.
+        Cancellation: waits for the end of the work.
+    """
+
+    def work() -> tuple[bytes, MovedState]:
+        state = ffi.new("struct pass_state *")
+        if lib.pass_state_save(server, state) < 0:
+            raise MemoryError("no memory for the state of a shared folder")
+        try:
+            return bytes(ffi.buffer(state.bytes, state.len)), _report(state)
+        finally:
+            lib.pass_state_free(state)
+
+    state, report = await trio.to_thread.run_sync(work)
+    log.info("state of the guest saved: %s", report)
+    return state, report
+
+
+async def load_state(server: Any, state: bytes, *, handles: bool, description: str) -> MovedState:
+    """Take over what `state` says.
+
+    Args:
+        server: ``struct fs_server *`` of a passthrough, with no queue running.
+        state: of `save_state`, untrusted.
+        handles: find files by their handles too, which may lead to any file of the file system.
+        description: of the server, for messages.
+
+    Raises:
+        ValueError: it cannot be taken over.
+    """
+
+    def work() -> tuple[int, Any]:
+        report = ffi.new("struct pass_state *")
+        return -lib.pass_state_load(server, ffi.from_buffer(state), len(state), handles, report), report
+
+    failed, report = await trio.to_thread.run_sync(work)
+    if failed == errno.EINVAL:
+        raise ValueError(f"this is no state of a shared folder, or it is damaged (byte {report.len} of {len(state)})")
+    if failed == errno.EPROTO:
+        raise ValueError("the guest speaks a version of FUSE that is not spoken here")
+    if failed == errno.EOPNOTSUPP:
+        raise ValueError(
+            f"the guest's mount needs what {description} does not offer: give it the options of the source"
+        )
+    if failed:
+        raise ValueError(f"the state of a shared folder could not be taken over: {os.strerror(failed)}")
+    moved = _report(report)
+    lost = moved.inodes_lost or moved.files_lost or moved.locks_lost
+    log.log(logging.WARNING if lost else logging.INFO, "state of the guest loaded: %s", moved)
+    return moved
+
+
+def resume(server: Any) -> int:
+    """The guest goes on here after `save_state`: take its locks back. Returns how many somebody else has by now."""
+    lost = int(lib.pass_state_resume(server))
+    if lost:
+        log.warning("%d locks of the guest went to somebody else while it was about to move", lost)
+    return lost
