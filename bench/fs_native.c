@@ -4,7 +4,8 @@
  *
  *   fs_native OP FOLDER FILES SIZE BLOCK PIECE BUFFERS NS CPU
  *
- * OP as `vhost bench fs` has it, in a folder made as it makes it. Prints operations, entries listed and nanoseconds.
+ * OP as `vhost bench fs` has it, in a folder made as it makes it. Prints operations, entries listed, nanoseconds, and
+ * the median time of one in picoseconds.
  */
 #define _GNU_SOURCE
 #include <dirent.h>
@@ -21,7 +22,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { BATCH = 8, ENTRIES = 32768, IOVECS = 512 };
+enum { BATCH = 8, ENTRIES = 32768, IOVECS = 512, TIMES = 1 << 16 };
 
 static int folder;
 static uint64_t files, size, block, piece, buffers, entries;
@@ -43,6 +44,13 @@ static uint64_t below(uint64_t bound)
 	state ^= state << 25;
 	state ^= state >> 27;
 	return (uint64_t)(((unsigned __int128)(state * 0x2545f4914f6cdd1dULL) * bound) >> 64);
+}
+
+static int by_size(const void *a, const void *b)
+{
+	uint64_t x = *(const uint64_t *)a, y = *(const uint64_t *)b;
+
+	return x < y ? -1 : x > y;
 }
 
 static void die(const char *what)
@@ -159,7 +167,8 @@ int main(int argc, char **argv)
 		{ "read", "d%06u-%lu", O_RDONLY, one_read }, { "write", "d%06u-%lu", O_RDWR, one_write },
 		{ "list", NULL, 0, one_list }, { "create", NULL, 0, one_create },
 	};
-	uint64_t done = 0, start, end, ns;
+	static uint64_t times[TIMES];
+	uint64_t done = 0, start, end, ns, batches = 0, last;
 	cpu_set_t cpus;
 	size_t op = 0;
 
@@ -193,13 +202,19 @@ int main(int argc, char **argv)
 	for (int i = 0; i < 1000 && block < 65536; i++)
 		ops[op].one();
 	entries = 0;
-	start = now_ns();
+	end = start = now_ns();
 	do {
+		last = end;
 		for (int i = 0; i < BATCH; i++)
 			ops[op].one();
 		done += BATCH;
 		end = now_ns();
+		times[batches++ % TIMES] = end - last;
 	} while (end - start < ns);
-	printf("%llu %llu %llu\n", (unsigned long long)done, (unsigned long long)entries, (unsigned long long)(end - start));
+	if (batches > TIMES)
+		batches = TIMES;
+	qsort(times, batches, sizeof(times[0]), by_size);
+	printf("%llu %llu %llu %llu\n", (unsigned long long)done, (unsigned long long)entries, (unsigned long long)(end - start),
+	       (unsigned long long)times[batches / 2] * 1000 / BATCH);
 	return 0;
 }

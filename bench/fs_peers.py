@@ -140,6 +140,8 @@ class FsBackend(Backend):
         found["per_cpu_second"] = 1e6 / spent if spent else None
         if workload.op != "list":
             del found["entries_per_second"]
+        # the rate of an undisturbed moment, as time per operation
+        found["busy_us"] = found["latency"]["p50_us"] / workload.depth
         return {**found, "share": self._fs_share(result, together)}
 
     def _fs_share(self, result: Result, together: bool) -> float:
@@ -174,7 +176,8 @@ class Native:
             done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             raise click.ClickException(f"bench/fs_native.c failed: {done.stderr.strip()}")
-        operations, entries, nanoseconds = map(int, done.stdout.split())
+        operations, entries, nanoseconds, each_ps = map(int, done.stdout.split())
         seconds = nanoseconds / 1e9
-        more = {"entries_per_second": entries / seconds} if entries else {}
+        more: dict[str, Any] = {"entries_per_second": entries / seconds} if entries else {}
+        more |= {"latency": {"p50_us": each_ps / 1e6}, "busy_us": each_ps / 1e6}
         return baseline(workload, operations / seconds, operations, seconds, **more)

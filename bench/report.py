@@ -22,6 +22,7 @@ COLUMNS = (
     ("packets_per_second", "Mpps", "{:,.2f}", 1e6),
     ("bits_per_second", "Gbit/s", "{:,.1f}", 1e9),
     ("latency.p50_us", "p50 µs", "{:,.2f}", 1),
+    ("busy_us", "p50/depth", "{:,.2f}", 1),
     ("backend_cpu_us", "CPU µs", "{:.3f}", 1),
     ("backend_cpu_percent", "CPU %", "{:.0f}", 1),
     ("per_cpu_second", "k req/CPU s", "{:,.0f}", 1e3),
