@@ -198,13 +198,17 @@ static void test_idle_and_kick(int poll_us)
 /* Kicks by pipe and socket are read, so that their writer never blocks; a closed one does not make us spin. */
 static void test_pipe_and_socket(bool sock)
 {
+	struct ring_mem *mem = ring_mem_new();
+	struct ring_vq *vq = ring_vq_new(mem, 0);	/* never started: only queues' kicks are read */
 	struct probe p;
 	int fds[2];
 	int i;
 
+	CHECK(vq != NULL);
 	CHECK((sock ? socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, fds) : pipe2(fds, O_CLOEXEC)) == 0);
 	make(-1, 0);
 	probe_init(&p, fds[0]);
+	p.source.vq = vq;
 	CHECK(ring_worker_add(w, &p.source) == 0);
 	start();
 	for (i = 0; i < 40000; i++) {	/* five times what a pipe holds */
@@ -220,6 +224,8 @@ static void test_pipe_and_socket(bool sock)
 	ring_worker_remove(w, &p.source);
 	close(fds[0]);
 	ring_worker_free(w);
+	ring_vq_free(vq);
+	ring_mem_free(mem);
 }
 
 static void test_bad_kick(void)
