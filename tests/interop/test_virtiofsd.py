@@ -5,10 +5,11 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import socket
 import struct
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,6 +22,10 @@ from guestlib.trixie import virtiofsd
 
 from devices.fs.config import InitFlag, Opcode
 from devices.fs.load import OPERATIONS, Workload, measure
+from vhost.testing import Failure, NotOffered, checks_for, connect_to
+from vhost.testing.check_messages import MESSAGES
+from vhost.testing.check_rings import RINGS
+from vhost.testing.report import Trial
 
 C = Path("/usr/lib/qemu/virtiofsd")
 KINDS = ("c", "rust")
@@ -161,3 +166,41 @@ async def test_ways_to_drive_it(kind: str, share: Path) -> None:
         if workload.rate:
             assert result.operations == pytest.approx(200, abs=40)
     assert [file.stat().st_size for file in (share / "vhost-bench").iterdir()] == [1 << 20]
+
+
+#: it ends the one in C; the one in Rust panics at both, and takes ../x for a path (which its root folder keeps inside)
+KNOWN = {
+    "c": {"split: headers that say what is not so do no harm"},
+    "rust": {
+        "split: headers that say what is not so do no harm",
+        "split: opcodes that there are not are refused, and lengths that do not fit",
+        "split: names are names, not paths: none leads out of the folder",
+    },
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_check_fs(kind: str, share: Path) -> None:
+    """Our clauses about file systems ask nothing that others do not do, but for what they are known not to."""
+    with peerlib.short_folder() as path, ExitStack() as running:
+
+        def connect() -> socket.socket:
+            running.close()  # it serves one connection
+            return connect_to(running.enter_context(serving(kind, share, path)), timeout=5)()
+
+        passed, failed = set(), {}
+        for check in checks_for("fs"):
+            if check in MESSAGES.checks or check in RINGS.checks or check.title.startswith("packed"):
+                continue
+            trial = Trial(connect, writable=True)
+            try:
+                check.body(trial)
+                passed.add(check.title)
+            except NotOffered:
+                continue
+            except (Failure, OSError) as error:
+                failed[check.title] = str(error)
+            finally:
+                trial.close()
+    assert failed.keys() <= KNOWN[kind], failed
+    assert len(passed) >= 12
