@@ -41,6 +41,9 @@ OPTIONS = (
     Option("translate-uid", "texts", "user ids: map:GUEST:HOST:COUNT, squash-guest:GUEST:HOST:COUNT, "
            "forbid-guest:GUEST:COUNT, …", metavar="RANGE"),
     Option("translate-gid", "texts", "group ids likewise", metavar="RANGE"),
+    Option("migration-mode", "choice", "how its files are found where it moves to; handles also find deleted ones, but "
+           "whoever makes up a state reaches all files of the file system", "find-paths",
+           choices=("find-paths", "file-handles")),
     Option("thread-pool-size", "int", "most threads for requests that wait", 64, minimum=1, maximum=256),
     # virtiofsd's names for what is on here anyway
     Option("announce-submounts", "flag", "the default", False),
@@ -95,6 +98,7 @@ def open_passthrough(values: Mapping[str, Any]) -> Passthrough:
             xattrmap=parse_xattrmap(values["xattrmap"]) if values["xattrmap"] else (),
             uids=parse_translation(values["translate_uid"] or ()),
             gids=parse_translation(values["translate_gid"] or ()),
+            migration=values["migration_mode"],
             threads=values["thread_pool_size"],
         )
     except (PassthroughError, ValueError) as exc:
