@@ -104,8 +104,9 @@ class Passthrough(NativeServer):
         negative_timeout: how long they trust that a name is not there, seconds.
         inode_file_handles: how files are found again: "prefer": by handles of the file system, descriptors where it
             has none; "never": each file that a guest knows keeps a descriptor; "always": no handle, no file.
-        max_fds: descriptors kept for files that guests know; None: a quarter of the process's limit.
-        max_files: files and folders that guests have open; None: half of the process's limit.
+        max_fds: descriptors kept for files that guests know; None: a quarter of the process's limit, and three where
+            that bounds how many they may know, without handles.
+        max_files: files and folders that guests have open; None: half of the process's limit, or a quarter.
         max_inodes: files that guests know.
         readonly: refuse changes.
         readdirplus: folders are listed with the attributes of what is in them.
@@ -169,13 +170,11 @@ class Passthrough(NativeServer):
             raise ValueError(f"{'posix_acl' if posix_acl else 'xattrmap'} needs xattr")
         if writeback and cache == "never":
             raise ValueError("writeback lets guests keep what they write, and cache is 'never': choose one")
-        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-        free = max(limit - _SPARE_FDS, _SPARE_FDS)
         keep: list[Any] = []
         opt = ffi.new("struct pass_options *")
         opt.handles = _HANDLES[_one_of("inode_file_handles", inode_file_handles, _HANDLES)]
-        opt.max_fds = _count("max_fds", min(free // 4, _MAX_FDS) if max_fds is None else max_fds)
-        opt.max_files = _count("max_files", min(free // 2, _MAX_FILES) if max_files is None else max_files)
+        opt.max_fds = 0 if max_fds is None else _count("max_fds", max_fds)
+        opt.max_files = 0 if max_files is None else _count("max_files", max_files)
         opt.max_inodes = _count("max_inodes", max_inodes)
         opt.entry_ns = opt.attr_ns = _ns("timeout", trust if timeout is None else timeout)
         opt.negative_ns = _ns("negative_timeout", negative_timeout)
@@ -199,6 +198,7 @@ class Passthrough(NativeServer):
         try:
             if handles != "never":
                 self._see_about_handles(opt, handles)
+            _share_out(opt, by_handle=handles != "never" and self.handles_note is None)
             opt.proc_fd = os.open("/proc/self/fd", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
                 error = ffi.new("int *")
@@ -225,9 +225,7 @@ class Passthrough(NativeServer):
             why = os.strerror(failed)
         if handles == "always":
             raise PassthroughError(f"{self.path} cannot be shared by file handles: {why}; say 'prefer' or 'never'")
-        self.handles_note = (
-            f"no file handles for {self.path}: {why}; guests may know {opt.max_fds} files at once, a descriptor each"
-        )
+        self.handles_note = f"no file handles for {self.path}: {why}; each file that guests know takes a descriptor"
         log.info(self.handles_note)
 
     async def save_state(self) -> bytes:
@@ -293,6 +291,14 @@ def _open_folder(path: str) -> int:
         raise PassthroughError(f"{path} is no folder; give the folder that guests are to see") from None
     except OSError as exc:
         raise PassthroughError(f"{path} cannot be opened: {exc.strerror}") from exc
+
+
+def _share_out(opt: Any, *, by_handle: bool) -> None:
+    """The descriptors of this process, where the user has not said how."""
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    quarter = max(limit - _SPARE_FDS, _SPARE_FDS) // 4
+    opt.max_fds = opt.max_fds or (min(quarter, _MAX_FDS) if by_handle else min(3 * quarter, _MAX_FILES))
+    opt.max_files = opt.max_files or min(2 * quarter if by_handle else quarter, _MAX_FILES)
 
 
 def _one_of(what: str, value: str, known: Iterable[str]) -> str:
