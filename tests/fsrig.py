@@ -32,6 +32,24 @@ ROOT = 1
 Names = list[str]
 EVERY_FLAG = sum(InitFlag)
 
+#: bytes of the fixed arguments, from linux/fuse.h 7.45
+ARGUMENTS = {
+    Opcode.FORGET: 8, Opcode.GETATTR: 16, Opcode.SETATTR: 88, Opcode.MKNOD: 16, Opcode.MKDIR: 8, Opcode.RENAME: 8,
+    Opcode.LINK: 8, Opcode.OPEN: 8, Opcode.READ: 40, Opcode.WRITE: 40, Opcode.RELEASE: 24, Opcode.FSYNC: 16,
+    Opcode.SETXATTR: 16, Opcode.GETXATTR: 8, Opcode.LISTXATTR: 8, Opcode.FLUSH: 24, Opcode.INIT: 8, Opcode.OPENDIR: 8,
+    Opcode.READDIR: 40, Opcode.RELEASEDIR: 24, Opcode.FSYNCDIR: 16, Opcode.GETLK: 48, Opcode.SETLK: 48,
+    Opcode.SETLKW: 48, Opcode.ACCESS: 8, Opcode.CREATE: 16, Opcode.INTERRUPT: 8, Opcode.BMAP: 16, Opcode.IOCTL: 32,
+    Opcode.POLL: 24, Opcode.NOTIFY_REPLY: 40, Opcode.BATCH_FORGET: 8, Opcode.FALLOCATE: 32, Opcode.READDIRPLUS: 40,
+    Opcode.RENAME2: 16, Opcode.LSEEK: 24, Opcode.COPY_FILE_RANGE: 56, Opcode.SETUPMAPPING: 40,
+    Opcode.REMOVEMAPPING: 4, Opcode.SYNCFS: 8, Opcode.TMPFILE: 16, Opcode.STATX: 24, Opcode.COPY_FILE_RANGE_64: 56,
+}  # fmt: skip
+#: and how many names follow
+NAME_COUNTS = {
+    Opcode.LOOKUP: 1, Opcode.SYMLINK: 2, Opcode.MKNOD: 1, Opcode.MKDIR: 1, Opcode.UNLINK: 1, Opcode.RMDIR: 1,
+    Opcode.RENAME: 2, Opcode.LINK: 1, Opcode.SETXATTR: 1, Opcode.GETXATTR: 1, Opcode.REMOVEXATTR: 1, Opcode.CREATE: 1,
+    Opcode.RENAME2: 2, Opcode.TMPFILE: 1,
+}  # fmt: skip
+
 _IN = struct.Struct("<IIQQIIIHH")
 _OUT = struct.Struct("<IiQ")
 _ATTR = struct.Struct("<QQQQQQIIIIIIIIII")

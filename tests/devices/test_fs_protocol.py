@@ -12,7 +12,9 @@ from typing import Any
 import pytest
 import trio
 from fsrig import (
+    ARGUMENTS,
     EVERY_FLAG,
+    NAME_COUNTS,
     ROOT,
     Entry,
     Mount,
@@ -31,22 +33,6 @@ from devices.fs import Fs, NullServer
 from devices.fs.config import InitFlag, Opcode
 from vhost.frontend import PERSONALITIES, Personality
 
-#: bytes of the fixed arguments, from linux/fuse.h 7.45
-ARGS = {
-    Opcode.FORGET: 8, Opcode.GETATTR: 16, Opcode.SETATTR: 88, Opcode.MKNOD: 16, Opcode.MKDIR: 8, Opcode.RENAME: 8,
-    Opcode.LINK: 8, Opcode.OPEN: 8, Opcode.READ: 40, Opcode.WRITE: 40, Opcode.RELEASE: 24, Opcode.FSYNC: 16,
-    Opcode.SETXATTR: 16, Opcode.GETXATTR: 8, Opcode.LISTXATTR: 8, Opcode.FLUSH: 24, Opcode.INIT: 8, Opcode.OPENDIR: 8,
-    Opcode.READDIR: 40, Opcode.RELEASEDIR: 24, Opcode.FSYNCDIR: 16, Opcode.GETLK: 48, Opcode.SETLK: 48,
-    Opcode.SETLKW: 48, Opcode.ACCESS: 8, Opcode.CREATE: 16, Opcode.INTERRUPT: 8, Opcode.BMAP: 16, Opcode.IOCTL: 32,
-    Opcode.POLL: 24, Opcode.NOTIFY_REPLY: 40, Opcode.BATCH_FORGET: 8, Opcode.FALLOCATE: 32, Opcode.READDIRPLUS: 40,
-    Opcode.RENAME2: 16, Opcode.LSEEK: 24, Opcode.COPY_FILE_RANGE: 56, Opcode.SETUPMAPPING: 40,
-    Opcode.REMOVEMAPPING: 4, Opcode.SYNCFS: 8, Opcode.TMPFILE: 16, Opcode.STATX: 24, Opcode.COPY_FILE_RANGE_64: 56,
-}  # fmt: skip
-NAMES = {
-    Opcode.LOOKUP: 1, Opcode.SYMLINK: 2, Opcode.MKNOD: 1, Opcode.MKDIR: 1, Opcode.UNLINK: 1, Opcode.RMDIR: 1,
-    Opcode.RENAME: 2, Opcode.LINK: 1, Opcode.SETXATTR: 1, Opcode.GETXATTR: 1, Opcode.REMOVEXATTR: 1, Opcode.CREATE: 1,
-    Opcode.RENAME2: 2, Opcode.TMPFILE: 1,
-}  # fmt: skip
 #: bytes of the reply
 REPLIES = {
     Opcode.LOOKUP: 128, Opcode.GETATTR: 104, Opcode.SETATTR: 104, Opcode.SYMLINK: 128, Opcode.MKNOD: 128,
@@ -159,7 +145,7 @@ async def test_every_opcode_with_every_length() -> None:
         for opcode in Opcode:
             if opcode is Opcode.INIT:
                 continue
-            need = ARGS.get(opcode, 0)
+            need = ARGUMENTS.get(opcode, 0)
             for length in range(need + 12):
                 for fill in (b"\0", b"\xff", b"a"):
                     body = fill * length
@@ -180,7 +166,7 @@ async def test_every_opcode_with_every_length() -> None:
 async def test_room_for_the_reply() -> None:
     async with null() as mount:
         for opcode, need in REPLIES.items():
-            body = bytes(ARGS.get(opcode, 0)) + b"a\0b\0"[: 2 * NAMES.get(opcode, 0)]
+            body = bytes(ARGUMENTS.get(opcode, 0)) + b"a\0b\0"[: 2 * NAME_COUNTS.get(opcode, 0)]
             if opcode is Opcode.INIT:
                 body = struct.pack("<IIII", 7, 45, 0, 0)
             request = [mount.header(opcode, ROOT, len(body)) + body]
