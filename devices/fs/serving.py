@@ -189,6 +189,7 @@ class _Work:
         self._free: list[_Slot] = []
         self._room: trio.Event | None = None
         self._waiting: set[trio.CancelScope] = set()
+        self._leaving = self._gone = False
 
     async def room(self) -> None:
         """Wait until a request is done."""
@@ -198,7 +199,7 @@ class _Work:
     def begin(self, chain: ring.Chain) -> None:
         """Answer a request at once, or start a task that does."""
         slot = self._free.pop() if self._free else _Slot(self._server)
-        error = lib.fs_py_decode(slot.ptr, chain.ptr)
+        error = lib.fs_py_decode(slot.ptr, chain.ptr) or (-errno.EIO if self._gone else 0)
         if error:
             self._end(slot, chain, (lib.fs_py_fail, error))
             return
@@ -285,10 +286,13 @@ class _Work:
 
     def leave(self) -> None:
         """The guest is gone."""
-        self._nursery.start_soon(self._leave)
+        if not self._leaving:
+            self._leaving = True
+            self._nursery.start_soon(self._leave)
 
     async def _leave(self) -> None:
         await trio.sleep(_GRACE)
+        self._gone = True
         self._nursery.cancel_scope.cancel()
 
     async def _watch(self) -> None:

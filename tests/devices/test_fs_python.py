@@ -467,9 +467,11 @@ async def test_requests_are_bounded() -> None:
     assert fs.gone.count("read") == 10
 
 
-async def test_guest_that_goes_leaves_nothing() -> None:
+@pytest.mark.parametrize("concurrency", [1, 64])
+async def test_guest_that_goes_leaves_nothing(concurrency: int, caplog: pytest.LogCaptureFixture) -> None:
+    """Nor does a request that waited for its turn."""
     fs = Slow()
-    server = PythonServer(fs)
+    server = PythonServer(fs, concurrency=concurrency)
     async with serving(server) as (_, path):
         async with guest(path) as mount, trio.open_nursery() as nursery:
             await mount.lookup(ROOT, "hello")
@@ -480,14 +482,16 @@ async def test_guest_that_goes_leaves_nothing() -> None:
                 with pytest.raises(BaseException):  # noqa: B017, PT011 - whatever a cut connection gives
                     await mount.read(2, fh, 10, timeout=60)
 
-            nursery.start_soon(read)
-            while not fs.reading:
+            for _ in range(3):
+                nursery.start_soon(read)
+            while fs.reading < min(concurrency, 3):
                 await trio.sleep(0.001)
             nursery.cancel_scope.cancel()
         with trio.fail_after(5):
-            while len(fs.gone) < 4:
+            while len(fs.gone) < 3 + fs.reading:
                 await trio.sleep(0.001)
-        assert sorted(fs.gone) == ["forget", "read", "release", "release"]
+        assert sorted(fs.gone) == ["forget", *["read"] * min(concurrency, 3), "release", "release"]
+        assert not caplog.records
         async with guest(path) as mount:
             assert await errno_of(mount.getattr(2)) == errno.ESTALE
             await mount.lookup(ROOT, "hello")
