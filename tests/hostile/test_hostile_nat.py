@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import struct
 import time
@@ -75,3 +76,50 @@ def test_nat(features: int) -> None:
         assert backend.deaths == 0
         assert SANITIZED or backend.rss() <= rss + RSS_SLACK
         assert "Traceback" not in backend.words
+
+
+def test_pieces_of_datagrams() -> None:
+    """In order they make an echo that is answered; alone, out of order, or overlapping they are lost."""
+    gateway = b"\x0a\0\2\2"
+    payload = bytes(range(256)) * 5
+    echo = b"\x08\0\0\0\0\1\0\1" + payload
+    echo = echo[:2] + _checksum(echo) + echo[4:]
+
+    def piece(first: int, end: int, more: bool, number: int) -> bytes:
+        head = struct.pack("!BBHHHBBH", 0x45, 0, 20 + end - first, number, more << 13 | first // 8, 64, 1, 0)
+        head += b"\x0a\0\2\x0f" + gateway
+        return eth(
+            EVERYONE, EVIL, head[:10] + _checksum(head) + head[12:] + echo[first:end].ljust(end - first, b"\0"), 0x0800
+        )
+
+    with peerlib.vhost_net("--user") as backend, Card(backend.path) as guest:
+
+        def answered() -> None:
+            end, got = time.monotonic() + 5, 0
+            while not got:
+                assert time.monotonic() < end, "an echo was not answered"
+                for _, data in guest.heard():
+                    if data[12:14] == b"\x08\0" and data[34] == 0:
+                        assert data[42:] == payload
+                        got += 1
+            assert got == 1
+
+        arp = bytes.fromhex("0001 0800 0604 0001") + EVIL + b"\x0a\0\2\x0f" + bytes(6) + gateway
+        guest.send(eth(EVERYONE, EVIL, arp.ljust(46, b"\0"), 0x0806))
+        size = len(echo)
+        for first, more in ((8, False), (0x1FFF * 8, False), (1480, False), (8, True)):
+            guest.send(piece(first, first + 64, more, first & 0xFFFF))
+        for number, cuts in enumerate(((0, 800, size), (0, 8, 16, 800, size), (0, 1024, size)), 1):
+            pieces = [piece(a, b, b < size, number) for a, b in itertools.pairwise(cuts)]
+            for data in reversed(pieces[1:]):
+                guest.send(data)
+            guest.send(pieces[0])
+            guest.send(pieces[0])
+            for data in pieces[1:]:
+                guest.send(data)
+            answered()
+        for data in (piece(0, 800, True, 9), piece(792, 1200, True, 9), piece(1200, size, False, 9)):
+            guest.send(data)
+        guest.send(piece(0, 1000, True, 11))
+        guest.send(piece(1000, size, False, 11))
+        answered()
