@@ -11,16 +11,20 @@ import resource
 import stat
 import struct
 import subprocess
+import sys
+import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+import trio
 
 from devices.fs import Passthrough
 from devices.fs.config import InitFlag, Opcode
-from tests.fsrig import EVERY_FLAG, ROOT, Mount, errno_of, mounted
+from tests.fsrig import EVERY_FLAG, ROOT, Mount, errno_of, guest, mounted, until
 
 NO_WRITEBACK = EVERY_FLAG & ~InitFlag.WRITEBACK_CACHE
 WRITE_CACHE, WRITE_KILL_SUIDGID = 1, 4
@@ -381,6 +385,53 @@ async def test_limit_of_the_process(tmp_path: Path) -> None:
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         assert await mount.write(entry.nodeid, fh, b"on", 0) == 2
+
+
+_AS_NOBODY = """
+import os, sys, trio, vhost
+from devices.fs import Fs, Passthrough
+
+async def main():
+    if len(sys.argv) == 1:
+        return
+    async with Passthrough(sys.argv[1], writeback=True) as server, vhost.open_server() as host:
+        await host.listen(Fs(server), sys.argv[1] + "/sock")
+        await trio.sleep_forever()
+
+os.setgroups([])
+os.setgid(65534)
+os.setuid(65534)
+trio.run(main)
+"""
+
+
+@needs_root
+async def test_without_privileges() -> None:
+    """A server that is nobody opens what it may, with less where it gets by with less."""
+    probe = await trio.run_process([sys.executable, "-c", _AS_NOBODY], check=False, capture_stderr=True)
+    if probe.returncode:
+        pytest.skip(f"nobody cannot run Python here: {probe.stderr.decode()[-200:]}")
+    with tempfile.TemporaryDirectory() as place:
+        share = Path(place)
+        for name, mode in (("mine", 0o644), ("drop", 0o200), ("theirs", 0o644)):
+            (share / name).write_bytes(b"text")
+            (share / name).chmod(mode)
+        for path in (share, share / "mine", share / "drop"):
+            os.chown(path, 65534, 65534)
+        async with trio.open_nursery() as nursery:
+            command = [sys.executable, "-c", _AS_NOBODY, place]
+            process = await nursery.start(partial(trio.run_process, command, check=False))
+            await until(lambda: (share / "sock").exists() or process.poll() is not None, 20)
+            async with guest(place + "/sock") as mount:
+                node, fh = await opened(mount, "drop", os.O_WRONLY)  # not to be read, not even for the guest's cache
+                await mount.write(node, fh, b"TEXT")
+                assert (share / "drop").read_bytes() == b"TEXT"
+                node, fh = await opened(mount, "theirs", os.O_RDONLY | os.O_NOATIME)
+                assert await mount.read(node, fh, 10) == b"text"
+                assert await errno_of(mount.open(node, os.O_WRONLY)) == errno.EACCES
+                node, fh = await opened(mount, "mine", os.O_RDWR)
+                await mount.write(node, fh, b"T")
+            process.kill()
 
 
 async def test_read_only(tmp_path: Path) -> None:

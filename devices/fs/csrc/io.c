@@ -63,18 +63,26 @@ static bool is_big(struct pass *fs, struct pass_inode *inode)
 	return big;
 }
 
+/* The guest's kernel has checked that it may be opened so; we may be less than root, and get by with less. */
 static int open_inode(struct pass *fs, struct fs_req *req, struct pass_inode *inode, int *flags)
 {
-	/* whoever has a lease on it is told, and given time to let go */
+	uint32_t asked = FS_ARG(req, fuse_open_in)->flags;
 	int fd = pass_inode_open(fs, inode, *flags | O_NONBLOCK);
 
-	if (fd == -EWOULDBLOCK)
-		return pass_again(req);
+	if (fd == -EACCES && (asked & O_ACCMODE) == O_WRONLY && (*flags & O_ACCMODE) == O_RDWR) {
+		*flags = (*flags & ~O_ACCMODE) | O_WRONLY;
+		fd = pass_inode_open(fs, inode, *flags | O_NONBLOCK);
+	}
+	if (fd == -EPERM && (*flags & O_NOATIME)) {	/* for owners only */
+		*flags &= ~O_NOATIME;
+		fd = pass_inode_open(fs, inode, *flags | O_NONBLOCK);
+	}
 	if (fd == -EINVAL && (*flags & O_DIRECT)) {	/* the file system has none: the page cache does it */
 		*flags &= ~O_DIRECT;
 		fd = pass_inode_open(fs, inode, *flags | O_NONBLOCK);
 	}
-	return fd;
+	/* whoever has a lease on it is told, and given time to let go */
+	return fd == -EWOULDBLOCK ? pass_again(req) : fd;
 }
 
 int pass_open(struct pass *fs, struct fs_req *req, struct pass_inode *inode, bool pool)
