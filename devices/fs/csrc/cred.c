@@ -2,8 +2,8 @@
 /*
  * cred.c - acting for a guest's process: user, group, groups, umask and capabilities of this thread alone.
  *
- * By raw system calls: those of libc change all threads of the process. What a thread was is restored before the request
- * ends, so that whatever else it serves is served as before.
+ * By raw system calls: those of libc change all threads of the process. What a thread was, its umask aside, is restored
+ * before the request ends, so that whatever else it serves is served as before.
  */
 #include "devices/fs/csrc/pass_int.h"
 
@@ -14,8 +14,12 @@
 
 #define CAP_BIT(cap) (1ull << (cap))
 
-/* The umask is shared by the threads of a process until one of them asks for its own. */
+/*
+ * The umask is shared by the threads of a process until one of them asks for its own. From then on it stays as it was
+ * set last: whoever makes files here says which it wants, and most want the same.
+ */
 static _Thread_local bool own_umask;
+static _Thread_local mode_t last_umask;
 
 static int cap_get(uint64_t *effective, struct __user_cap_data_struct data[2])
 {
@@ -78,15 +82,15 @@ uint32_t pass_gid_to_guest(const struct pass *fs, uint32_t gid)
 
 /* --- a thread's own -------------------------------------------------------------------------------------------- */
 
-static int set_umask(struct pass_cred *cred, mode_t mask)
+static int set_umask(mode_t mask)
 {
-	if (fs_unlikely(!own_umask)) {
-		if (unshare(CLONE_FS) < 0)
-			return -errno;
-		own_umask = true;
-	}
-	cred->umask = umask(mask);
-	cred->mask = true;
+	if (fs_likely(own_umask && last_umask == mask))
+		return 0;
+	if (!own_umask && unshare(CLONE_FS) < 0)
+		return -errno;
+	own_umask = true;
+	umask(mask);
+	last_umask = mask;
 	return 0;
 }
 
@@ -143,12 +147,12 @@ int pass_cred_enter(struct pass *fs, const struct fs_req *req, mode_t mask, bool
 	uint32_t uid, gid;
 	int err;
 
-	cred->ids = cred->groups = cred->mask = cred->caps = false;
+	cred->ids = cred->groups = cred->caps = false;
 	err = pass_uid_to_host(fs, req->in.uid, &uid);
 	if (err == 0)
 		err = pass_gid_to_host(fs, req->in.gid, &gid);
 	if (err == 0)
-		err = set_umask(cred, mask);
+		err = set_umask(mask);
 	if (err < 0 || !fs->privileged || (uid == fs->own_uid && gid == fs->own_gid))
 		goto out;
 	err = set_groups(fs, req, cred);
@@ -194,8 +198,6 @@ void pass_cred_leave(struct pass *fs, struct pass_cred *cred)
 		abort();
 	if (cred->caps && (cap_get(&now, data) < 0 || cap_set(cred->effective, data) < 0))
 		abort();
-	if (cred->mask)
-		umask(cred->umask);
 }
 
 void pass_cred_init(struct pass *fs)

@@ -272,11 +272,9 @@ void pass_files_free(struct pass *fs);
 struct pass_cred {
 	bool ids;			/* restore them */
 	bool groups;
-	bool mask;
 	bool caps;
 	uint32_t nr_own;
 	uint32_t uid, gid;
-	mode_t umask;
 	uint64_t effective;		/* capabilities */
 	gid_t own[PASS_OWN_GROUPS];
 };
