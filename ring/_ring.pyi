@@ -187,6 +187,8 @@ class _Lib:
         """int(*)(struct ring_vq *, struct ring_chain * *, int)"""
     def ring_vq_push(self, _0: CData, _1: CData, _2: int, /) -> None:
         """void(*)(struct ring_vq *, struct ring_chain *, uint32_t)"""
+    def ring_vq_push_batch(self, _0: CData, _1: CData, _2: CData, _3: int, /) -> None:
+        """void(*)(struct ring_vq *, struct ring_chain * *, uint32_t *, int)"""
     def ring_vq_ready(self, _0: CData, /) -> int:
         """int(*)(struct ring_vq *)"""
     def ring_vq_remap(self, _0: CData, /) -> int:

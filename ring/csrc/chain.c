@@ -218,6 +218,46 @@ void ring_vq_push(struct ring_vq *vq, struct ring_chain *chain, uint32_t written
 		split_stage(vq, chain->id, written);
 }
 
+/* The layout is asked for once. Stops at a chain that is not as nearly all are. Returns how many it took. */
+VQ_INLINE int push_batch(struct ring_vq *vq, struct ring_chain *const *chains, const uint32_t *written, int n,
+			 const bool packed)
+{
+	int i;
+
+	for (i = 0; i < n; i++) {
+		struct ring_chain *chain = chains[i];
+		uint32_t bytes = written != NULL ? written[i] : 0;
+
+		if (vq_unlikely(chain->state != VQ_CHAIN_POPPED || bytes > chain->in_bytes || chain->iov_class))
+			break;
+		chain->state = VQ_CHAIN_FREE;
+		if (packed)
+			packed_stage(vq, chain->id, chain->nr_desc, bytes);
+		else
+			split_stage(vq, chain->id, bytes);
+	}
+	vq->in_flight -= (uint32_t)i;
+	return i;
+}
+
+void ring_vq_push_batch(struct ring_vq *vq, struct ring_chain *const *chains, const uint32_t *written, int n)
+{
+	bool slow = !vq_running(vq) || vq->slow & VQ_SLOW_PUSH;
+	int i = 0;
+
+	while (i < n) {
+		const uint32_t *bytes = written != NULL ? written + i : NULL;
+
+		if (vq_likely(!slow))
+			i += vq->packed ? push_batch(vq, chains + i, bytes, n - i, true) :
+					  push_batch(vq, chains + i, bytes, n - i, false);
+		if (i < n) {
+			ring_vq_push(vq, chains[i], written != NULL ? written[i] : 0);
+			i++;
+		}
+	}
+}
+
 /* ---- flush ---- */
 
 void vq_signal(int fd, bool sock)

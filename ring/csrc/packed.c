@@ -6,8 +6,13 @@
  *   A slot is available when its AVAIL bit equals our wrap counter and its USED bit does not. The buffer id that counts
  *   is in the last descriptor of a list, but drivers write it into all: the chain is walked into the slot that the
  *   first descriptor names and moved in the rare case that the last one says otherwise.
+ *
+ *   Chains of one descriptor are taken in runs, as in split.c: copies first, with what they point to on its way. No slot
+ *   behind them is touched but the next: the driver is writing there.
  */
 #include "ring/csrc/walk.h"
+
+enum { PACKED_RUN = 32 };
 
 VQ_INLINE bool packed_is_avail(uint64_t second, uint8_t wrap)
 {
@@ -151,7 +156,84 @@ VQ_INLINE struct ring_chain *packed_take_fast(struct ring_vq *vq, struct vq_near
 	return chain;
 }
 
-VQ_INLINE int packed_pop_ring(struct ring_vq *vq, struct ring_chain **chains, int max, const bool slow)
+/*
+ * Copies of at most @max heads from ring slot @pos on, up to one that is not available, or no chain of its own, or the end of the
+ * ring. What they point to is on its way then.
+ */
+VQ_INLINE uint32_t packed_singles(const struct ring_vq *vq, const struct vq_single *r, uint32_t pos, uint32_t max,
+				  uint8_t wrap, uint64_t d[][2])
+{
+	const SHM uint8_t *at = vq->desc + (size_t)VQ_DESC_BYTES * pos;
+	uint32_t n, most = vq->size - pos;
+
+	if (most > max)
+		most = max;
+	for (n = 0; n < most; n++, at += VQ_DESC_BYTES) {
+		uint32_t flags, g_id;
+
+		/* Pairs with the driver's release of the head's flags: the rest of it is there. */
+		d[n][1] = shm_load64_acquire(at + 8);
+		flags = (uint32_t)(d[n][1] >> 48);
+		g_id = (uint32_t)(d[n][1] >> 32) & 0xffff;
+		if (!packed_is_avail(d[n][1], wrap) || vq_unlikely(flags & (VQ_DESC_NEXT | VQ_DESC_INDIRECT)) ||
+		    vq_unlikely(g_id >= vq->size))
+			break;
+		d[n][0] = shm_load64(at);
+		single_prefetch(r, d[n][0], flags);
+		__builtin_prefetch(&vq->slots[g_id], 1);
+	}
+	return n;
+}
+
+/* Chains of one descriptor, until something else comes: *@more, or the end. Returns their number. */
+static __attribute__((noinline)) uint32_t packed_pop_singles(struct ring_vq *vq, struct ring_chain **chains,
+							     uint32_t max, bool *more)
+{
+	uint32_t pos = vq->avail_pos, got = 0, run, i;
+	uint64_t d[PACKED_RUN][2];
+	uint8_t wrap = vq->avail_wrap;
+	struct vq_single r;
+
+	*more = max > vq->size - vq->taken;	/* the driver has not got the rest back: an error, if it is there */
+	if (vq_unlikely(*more))
+		max = vq->size - vq->taken;
+	if (vq_unlikely(!max))
+		return 0;
+	single_init(vq, &r);
+	do {
+		run = packed_singles(vq, &r, pos, max - got < PACKED_RUN ? max - got : PACKED_RUN, wrap, d);
+		for (i = 0; i < run; i++, got++) {
+			uint16_t id = (uint16_t)(d[i][1] >> 32);
+
+			chains[got] = &vq->slots[id];
+			if (vq_unlikely(!single_take(vq, &r, chains[got], d[i], (uint32_t)(d[i][1] >> 48), id,
+						     vq->popped + got)))
+				break;
+		}
+		pos += i;
+		if (vq_unlikely(i < run)) {
+			*more = true;
+			break;
+		}
+		if (pos == vq->size) {
+			pos = 0;
+			wrap ^= 1;
+		} else if (run < PACKED_RUN) {	/* at the end, or at @max, or at something else */
+			*more |= got < max && packed_is_avail(d[run][1], wrap);
+			break;
+		}
+	} while (got < max);
+	if (!got)
+		return 0;
+	vq->avail_pos = pos;
+	vq->avail_wrap = wrap;
+	vq->taken += got;
+	singles_taken(vq, chains, got);
+	return got;
+}
+
+/* @before: chains that this pop has taken already, elsewhere. */
+VQ_INLINE int packed_pop_ring(struct ring_vq *vq, struct ring_chain **chains, int max, int before, const bool slow)
 {
 	struct vq_near near;
 	uint32_t pos = vq->avail_pos, room = vq->size - vq->taken, stride = vq->stride;
@@ -172,7 +254,7 @@ VQ_INLINE int packed_pop_ring(struct ring_vq *vq, struct ring_chain **chains, in
 		d[0] = shm_load64(vq->desc + (size_t)VQ_DESC_BYTES * pos);
 		/* A hint and nothing more: the ring line, and what a descriptor of a later chain points to. */
 		if (vq_likely(ahead < vq->size)) {
-			near_prefetch(&near, shm_load64(vq->desc + (size_t)VQ_DESC_BYTES * ahead));
+			near_prefetch(&near, shm_load64(vq->desc + (size_t)VQ_DESC_BYTES * ahead), false);
 			__builtin_prefetch(vq->desc + (size_t)VQ_DESC_BYTES * (ahead + 4 * stride));
 		}
 		if (!slow)
@@ -205,7 +287,7 @@ VQ_INLINE int packed_pop_ring(struct ring_vq *vq, struct ring_chain **chains, in
 	vq->stride = stride;
 	vq->popped += (uint32_t)got;
 	vq->in_flight += (uint32_t)got;
-	return vq_likely(!rc) ? got : vq_pop_stopped(vq, got, rc, detail);
+	return vq_likely(!rc) ? got : vq_pop_stopped(vq, got + before, rc, detail) - before;
 }
 
 /* Chains that were in flight when an earlier run ended, from the inflight record's copies of their descriptors. */
@@ -247,14 +329,23 @@ static __attribute__((noinline)) int packed_pop_slow(struct ring_vq *vq, struct 
 		if (got || vq->slow & VQ_SLOW_RESUBMIT)
 			return got;
 	}
-	return packed_pop_ring(vq, chains, max, true);
+	return packed_pop_ring(vq, chains, max, 0, true);
 }
 
 int packed_pop(struct ring_vq *vq, struct ring_chain **chains, int max)
 {
+	int got = 0;
+
+	if (singles_likely(vq)) {
+		bool more;
+
+		got = (int)packed_pop_singles(vq, chains, (uint32_t)max, &more);
+		if (!more)
+			return got;
+	}
 	if (vq_unlikely(vq->slow & VQ_SLOW_POP))
 		return packed_pop_slow(vq, chains, max);
-	return packed_pop_ring(vq, chains, max, false);
+	return got + packed_pop_ring(vq, chains + got, max - got, got, false);
 }
 
 /* Step back over the newest chain taken from the ring. */

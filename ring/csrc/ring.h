@@ -130,6 +130,8 @@ int ring_vq_pop(struct ring_vq *vq, struct ring_chain **chains, int max);
  * are marked dirty, and the last writable byte, where a status may lie behind data that was not written.
  */
 void ring_vq_push(struct ring_vq *vq, struct ring_chain *chain, uint32_t written);
+/* As ring_vq_push() of @n chains, in turn. @written: of each; NULL: nothing was written. */
+void ring_vq_push_batch(struct ring_vq *vq, struct ring_chain *const *chains, const uint32_t *written, int n);
 /* Publish what was pushed; notify if the driver wants it. Returns 1 if it notified. */
 int ring_vq_flush(struct ring_vq *vq);
 /* Give back the newest @n popped chains, as if never popped (net: not enough receive buffers). */

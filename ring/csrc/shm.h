@@ -109,6 +109,25 @@ static inline void shm_mb(void)
 #endif
 }
 
+/* Hints; @p may point anywhere. */
+static inline void shm_prefetch(const SHM void *p)
+{
+	__builtin_prefetch(p);
+}
+
+/*
+ * About to be written: the line comes to be owned, in one go. The builtin would say that only to the few processors it is told of,
+ * and the instruction does nothing where it is not known.
+ */
+static inline void shm_prefetch_write(const SHM void *p)
+{
+#if defined(__x86_64__)
+	__asm__ __volatile__("prefetchw %0" : : "m"(*(const uint8_t *)p));
+#else
+	__builtin_prefetch(p, 1);
+#endif
+}
+
 /*
  * Copy out of shared memory into private memory; after it only the private copy may be looked at. The barrier keeps
  * the compiler from reading the source again later.

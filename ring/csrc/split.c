@@ -88,7 +88,56 @@ VQ_INLINE void split_heads(const struct ring_vq *vq, uint16_t from, uint32_t run
 	}
 }
 
-VQ_INLINE int split_pop_ring(struct ring_vq *vq, struct ring_chain **chains, int max, const bool slow)
+/* Chains of one descriptor, until something else comes: *@more, or the end. Returns their number. */
+static __attribute__((noinline)) uint32_t split_pop_singles(struct ring_vq *vq, struct ring_chain **chains, uint32_t max,
+							    bool *more)
+{
+	uint16_t g_head[SPLIT_RUN], last = vq->last_avail;
+	uint64_t d[SPLIT_RUN][2];
+	struct vq_single r;
+	uint32_t got = 0, run, i;
+	uint16_t g_new;
+
+	__builtin_prefetch(vq->avail + VQ_AVAIL_RING + 2 * (last & vq->mask));
+	/* Pairs with the driver's release of avail->idx: heads and descriptors are there. */
+	g_new = (uint16_t)(shm_load16_acquire(vq->avail + VQ_AVAIL_IDX) - last);
+	*more = g_new > vq->size;	/* which is an error */
+	if (!g_new || vq_unlikely(*more))
+		return 0;
+	if (max > g_new)
+		max = g_new;
+	shm_prefetch_write(vq->used + VQ_USED_RING + 8 * (vq->staged & vq->mask));
+	single_init(vq, &r);
+	do {
+		run = max - got < SPLIT_RUN ? max - got : SPLIT_RUN;
+		split_heads(vq, (uint16_t)(last + got), run, g_head);
+		for (i = 0; i < run; i++) {
+			uint32_t flags;
+
+			if (vq_unlikely(g_head[i] >= vq->size))
+				break;
+			shm_load_desc(d[i], vq->desc + (size_t)VQ_DESC_BYTES * g_head[i]);
+			flags = (uint32_t)(d[i][1] >> 32) & 0xffff;
+			if (vq_unlikely(flags & (VQ_DESC_NEXT | VQ_DESC_INDIRECT)))
+				break;
+			single_prefetch(&r, d[i][0], flags);
+		}
+		run = i;
+		for (i = 0; i < run; i++, got++) {
+			chains[got] = &vq->slots[g_head[i]];
+			if (vq_unlikely(!single_take(vq, &r, chains[got], d[i], (uint32_t)(d[i][1] >> 32), g_head[i],
+						     vq->popped + got)))
+				break;
+		}
+	} while (i == SPLIT_RUN && got < max);
+	*more = got < max;
+	vq->last_avail = (uint16_t)(last + got);	/* wraps on purpose */
+	singles_taken(vq, chains, got);
+	return got;
+}
+
+/* @before: chains that this pop has taken already, elsewhere. */
+VQ_INLINE int split_pop_ring(struct ring_vq *vq, struct ring_chain **chains, int max, uint32_t before, const bool slow)
 {
 	struct vq_near near;
 	uint64_t d[SPLIT_RUN][2], detail = 0;
@@ -105,7 +154,7 @@ VQ_INLINE int split_pop_ring(struct ring_vq *vq, struct ring_chain **chains, int
 	if (!g_new)
 		return 0;
 	vq_guess(vq);
-	__builtin_prefetch(vq->used + VQ_USED_RING + 8 * (vq->staged & vq->mask), 1);
+	shm_prefetch_write(vq->used + VQ_USED_RING + 8 * (vq->staged & vq->mask));
 	if (vq_unlikely(g_new > vq->size))
 		return vq_pop_stopped(vq, 0, -RING_E_AVAIL, g_new);
 	n = g_new < (uint32_t)max ? g_new : (uint32_t)max;
@@ -117,7 +166,8 @@ VQ_INLINE int split_pop_ring(struct ring_vq *vq, struct ring_chain **chains, int
 			if (vq_unlikely(g_head[i] >= vq->size))	/* refused below */
 				continue;
 			shm_load_desc(d[i], vq->desc + (size_t)VQ_DESC_BYTES * g_head[i]);
-			near_prefetch(&near, d[i][0]);	/* indirect table, or the request's header */
+			/* indirect table, or the request's header, or a buffer */
+			near_prefetch(&near, d[i][0], (uint32_t)(d[i][1] >> 32) & VQ_DESC_WRITE);
 		}
 		for (i = 0; i < run; i++) {
 			uint16_t head = g_head[i], unused;
@@ -151,7 +201,7 @@ out:
 	vq->last_avail = (uint16_t)(last + i);
 	vq->popped += got;
 	vq->in_flight += got;
-	return vq_likely(!rc) ? (int)got : vq_pop_stopped(vq, (int)got, rc, detail);
+	return vq_likely(!rc) ? (int)got : vq_pop_stopped(vq, (int)(got + before), rc, detail) - (int)before;
 }
 
 /* Chains that were in flight when an earlier run ended; last_avail stands behind them already. */
@@ -187,14 +237,23 @@ static __attribute__((noinline)) int split_pop_slow(struct ring_vq *vq, struct r
 		if (got || vq->slow & VQ_SLOW_RESUBMIT)
 			return got;
 	}
-	return split_pop_ring(vq, chains, max, true);
+	return split_pop_ring(vq, chains, max, 0, true);
 }
 
 int split_pop(struct ring_vq *vq, struct ring_chain **chains, int max)
 {
+	uint32_t got = 0;
+
+	if (singles_likely(vq)) {
+		bool more;
+
+		got = split_pop_singles(vq, chains, (uint32_t)max, &more);
+		if (!more)
+			return (int)got;
+	}
 	if (vq_unlikely(vq->slow & VQ_SLOW_POP))
 		return split_pop_slow(vq, chains, max);
-	return split_pop_ring(vq, chains, max, false);
+	return (int)got + split_pop_ring(vq, chains + got, max - (int)got, got, false);
 }
 
 static void split_log_batch(struct ring_vq *vq, uint16_t from, uint16_t count)

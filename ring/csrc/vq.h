@@ -239,7 +239,7 @@ VQ_INLINE void vq_taken(struct ring_vq *vq, struct ring_chain *chain, uint64_t s
 	chain->state = VQ_CHAIN_POPPED;
 	vq->order[seq & vq->order_mask] = chain->id;
 	if (chain->nr_in)	/* most devices write a status there; before the other, for it is often the same line */
-		__builtin_prefetch(chain->iov[chain->nr_out + chain->nr_in - 1].base, 1);
+		shm_prefetch_write(chain->iov[chain->nr_out + chain->nr_in - 1].base);
 	if (chain->nr_out)	/* every device reads the start of a request next */
 		__builtin_prefetch(chain->iov->base);
 	vq->guess = chain;

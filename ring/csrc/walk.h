@@ -211,12 +211,104 @@ VQ_INLINE uint8_t *near_at(struct vq_near *near, struct ring_vq *vq, uint64_t g_
 }
 
 /* A hint only: an address outside the region hit last is left alone. */
-VQ_INLINE void near_prefetch(const struct vq_near *near, uint64_t g_addr)
+VQ_INLINE void near_prefetch(const struct vq_near *near, uint64_t g_addr, bool write)
 {
 	uint64_t off = g_addr - near->gpa;
 
-	if (off < near->len)
-		__builtin_prefetch(near->hva + off);
+	if (off >= near->len)
+		return;
+	if (write)
+		shm_prefetch_write(near->hva + off);
+	else
+		shm_prefetch(near->hva + off);
+}
+
+/*
+ * Chains of one descriptor, as networks have them: no list, no table. Where they are, they come one after the other, and the
+ * loop that takes them has room for nothing else; see split.c and packed.c. What is odd about one ends it, and the walks
+ * above judge.
+ */
+struct vq_single {
+	uint64_t gpa, len;	/* region hit last; len 0: none */
+	uint8_t *hva;
+};
+
+/* A guess: the chain popped last was one. */
+VQ_INLINE bool singles_likely(const struct ring_vq *vq)
+{
+	const struct ring_chain *chain = vq->guess;
+
+	return chain != NULL && !(vq->slow & VQ_SLOW_POP) && chain->nr_desc == 1 && chain->nr_out + chain->nr_in == 1;
+}
+
+/* Of the last pop. */
+VQ_INLINE void single_init(const struct ring_vq *vq, struct vq_single *r)
+{
+	const struct ring_memtab *tab = vq->mem->tab;
+	const struct ring_region *last;
+
+	r->len = 0;
+	if (vq_unlikely(tab == NULL || vq->hint >= tab->nr))
+		return;
+	last = &tab->by_gpa[vq->hint];
+	r->gpa = last->gpa;
+	r->len = last->flags & RING_MEM_RO ? 0 : last->len;	/* read-only memory is for the careful walk */
+	r->hva = last->hva;
+}
+
+/* Where @g_addr lies, another region than the last. */
+bool single_region(struct ring_vq *vq, struct vq_single *r, uint64_t g_addr);
+
+VQ_INLINE void single_prefetch(const struct vq_single *r, uint64_t g_addr, uint32_t flags)
+{
+	uint64_t off = g_addr - r->gpa;
+
+	if (vq_unlikely(off >= r->len))
+		return;
+	if (flags & VQ_DESC_WRITE)
+		shm_prefetch_write(r->hva + off);
+	else
+		shm_prefetch(r->hva + off);
+}
+
+/* Take the copied descriptor @d as number @seq into the slot of @id, which is below the size. False: it is an odd one. */
+VQ_INLINE bool single_take(struct ring_vq *vq, struct vq_single *r, struct ring_chain *chain, const uint64_t d[2],
+			   uint32_t flags, uint16_t id, uint64_t seq)
+{
+	uint64_t off = d[0] - r->gpa;
+	uint32_t g_len = (uint32_t)d[1];
+	bool in = flags & VQ_DESC_WRITE;
+
+	if (vq_unlikely(chain->state != VQ_CHAIN_FREE))
+		return false;
+	if (vq_unlikely(off >= r->len)) {
+		if (!single_region(vq, r, d[0]))
+			return false;
+		off = d[0] - r->gpa;
+	}
+	if (vq_unlikely((uint64_t)g_len - 1 >= r->len - off))	/* 0 too */
+		return false;
+	chain->iov = chain->inl;
+	chain->inl[0].base = r->hva + off;
+	chain->inl[0].len = g_len;
+	chain->out_bytes = in ? 0 : g_len;
+	chain->in_bytes = in ? g_len : 0;
+	chain->nr_out = !in;
+	chain->nr_in = in;
+	chain->id = id;
+	chain->nr_desc = 1;
+	chain->state = VQ_CHAIN_POPPED;
+	vq->order[seq & vq->order_mask] = id;
+	return true;
+}
+
+/* @got of them were taken. */
+VQ_INLINE void singles_taken(struct ring_vq *vq, struct ring_chain **chains, uint32_t got)
+{
+	vq->popped += got;
+	vq->in_flight += got;
+	if (vq_likely(got))
+		vq->guess = chains[got - 1];
 }
 
 /* Flags of either layout in the low bits; what may stand above them is never tested. */

@@ -61,6 +61,17 @@ def dpdk(forward: str, ports: int) -> Iterator[list[str]]:
             process.wait(20)
 
 
+async def moving(sockets: list[str], workload: Workload) -> Result:
+    """A run in which something moved: testpmd polls, and on a busy machine may have no processor for as long."""
+    for _ in range(8):
+        result = await measure(sockets, workload)
+        if result.packets > 1000 or result.errors:
+            break
+    assert result.errors == 0, result.first_error
+    assert result.packets > 1000
+    return result
+
+
 @pytest.mark.parametrize(("mode", "forward"), [("tx", "rxonly"), ("rx", "txonly"), ("echo", "io")])
 async def test_drives_testpmd(mode: str, forward: str) -> None:
     """A card that is not ours: every frame that comes back is compared."""
@@ -68,9 +79,7 @@ async def test_drives_testpmd(mode: str, forward: str) -> None:
         for packed in LAYOUTS:
             for mergeable in (False, True):
                 workload = Workload(mode=mode, packed=packed, mergeable=mergeable, verify=mode == "echo", **FAST)
-                result = await measure(sockets, workload)
-                assert result.errors == 0, result.first_error
-                assert result.packets > 1000
+                result = await moving(sockets, workload)
                 assert bool(result.features >> 34 & 1) is packed
                 assert (result.latency is not None) is (mode == "echo")
                 if mode == "echo":
@@ -81,9 +90,7 @@ async def test_two_ends_on_testpmd() -> None:
     """From one card to the other, and both ways."""
     with dpdk("io", 2) as sockets:
         for mode, packed in (("pair", False), ("duplex", False), ("pair", True), ("duplex", True)):
-            result = await measure(sockets, Workload(mode=mode, packed=packed, verify=True, frame=1518, **FAST))
-            assert result.errors == 0, result.first_error
-            assert result.packets > 1000
+            result = await moving(sockets, Workload(mode=mode, packed=packed, verify=True, frame=1518, **FAST))
             assert result.lost == 0
 
 

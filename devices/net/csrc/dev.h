@@ -69,7 +69,9 @@ enum {
 	NET_STASH = 512,	/* receive buffers popped at once, two full pops */
 	NET_MERGE_MAX = 256,	/* buffers one frame may take */
 	NET_AHEAD = 3,			/* frames that are fetched ahead of the one being copied */
-	NET_REST = 16,		/* polls that a feeder leaves out after it emptied the ring: a driver refills in batches */
+	NET_REST = 16,		/* polls left out after a full load: a driver sends, and refills, in batches; to look at the
+				 * ring while it writes there costs both sides more than the wait */
+	NET_LOADED = 16,	/* frames at once that are a full load */
 };
 
 /* A ring's source; the kind is told by its ops. */
@@ -78,6 +80,7 @@ struct net_rxq {
 	struct net_dev *dev;
 	uint32_t pair;
 	uint32_t nr, at;		/* stash: chains[at] … chains[nr - 1] are popped and unused */
+	uint32_t done;			/* chains[done] … chains[at - 1] are filled and not pushed yet */
 	uint32_t hdr_len;
 	bool mergeable;
 	bool enabled;
@@ -91,6 +94,7 @@ struct net_rxq {
 	uint64_t batch_bytes;
 	struct net_port_stats stats;
 	struct ring_chain *chains[NET_STASH];
+	uint32_t written[NET_STASH];	/* bytes, of those that are filled */
 	struct ring_iov iov[RING_IOV_MAX];
 };
 
@@ -99,6 +103,8 @@ struct net_txq {
 	struct net_dev *dev;
 	uint32_t pair;
 	bool enabled;
+	bool loaded;			/* the last poll that found frames found many */
+	uint32_t rest;			/* polls to leave out */
 	struct net_port_stats stats;
 	const struct net_frame *list[NET_BATCH];
 	struct net_frame frames[NET_BATCH];

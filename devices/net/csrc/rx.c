@@ -9,18 +9,32 @@
 
 /* --- the stash: buffers popped and unused ----------------------------------------------------------------------- */
 
+/* Those that are filled, in one go. */
+static void push_filled(struct net_rxq *q)
+{
+	if (q->at == q->done)
+		return;
+	ring_vq_push_batch(q->source.vq, q->chains + q->done, q->written + q->done, (int)(q->at - q->done));
+	q->done = q->at;
+}
+
+/* The next buffer has @bytes in it. */
+static inline void fill(struct net_rxq *q, uint32_t bytes)
+{
+	q->written[q->at++] = bytes;
+}
+
 /* At least one more buffer, @want of them if there are so many. False: none. */
 static bool refill(struct net_rxq *q, uint32_t want)
 {
 	int n;
 
-	if (q->at == q->nr) {
-		q->at = 0;
-		q->nr = 0;
-	} else if (q->nr + want > NET_STASH) {
+	if (q->at == q->nr || q->nr + want > NET_STASH) {
+		push_filled(q);
 		memmove(q->chains, q->chains + q->at, (q->nr - q->at) * sizeof(*q->chains));
 		q->nr -= q->at;
 		q->at = 0;
+		q->done = 0;
 	}
 	if (want > NET_STASH - q->nr)
 		want = NET_STASH - q->nr;
@@ -40,7 +54,7 @@ static bool usable(struct net_rxq *q, uint32_t want)
 			return false;
 		if (net_likely(q->chains[q->at]->in_bytes >= q->hdr_len + NET_ETH))
 			return true;
-		ring_vq_push(q->source.vq, q->chains[q->at++], 0);
+		fill(q, 0);
 	}
 }
 
@@ -85,10 +99,12 @@ static uint32_t reserve(struct net_rxq *q, uint32_t bytes, uint32_t want, uint32
 
 static void give_back(struct net_rxq *q)
 {
+	push_filled(q);
 	if (q->nr != q->at)
 		ring_vq_unpop(q->source.vq, (int)(q->nr - q->at));
 	q->nr = 0;
 	q->at = 0;
+	q->done = 0;
 }
 
 /* --- a frame into its buffers ----------------------------------------------------------------------------------- */
@@ -170,54 +186,75 @@ static inline void make_header(const struct net_rxq *q, const struct net_frame *
 static inline void fetch_second(const struct ring_chain *chain)
 {
 	if (net_likely(chain->nr_in))
-		__builtin_prefetch((const uint8_t *)chain->iov[chain->nr_out].base + 64, 1);
+		shm_prefetch_write((const uint8_t *)chain->iov[chain->nr_out].base + 64);
+}
+
+/* @f has gone to the driver. */
+static inline void delivered(struct net_rxq *q, const struct net_frame *f)
+{
+	q->batch_frames++;
+	q->batch_bytes += f->len;
+	if (net_unlikely(q->dev->port.capture != NULL))
+		net_capture_frame(q->dev->port.capture, f, false);
 }
 
 /* Frame @f, whole and finished, to the driver; one buffer or more. */
-static void deliver(struct net_rxq *q, const struct net_frame *f, uint32_t want)
+static __attribute__((noinline)) void deliver(struct net_rxq *q, const struct net_frame *f, uint32_t want)
 {
 	uint32_t need = q->hdr_len + f->len;
-	uint32_t why, n, i, left;
-	const struct ring_iov *iov;
-	struct ring_chain **chains;
+	struct cursor c = { .chain = NULL };
 	struct net_wire w;
+	uint32_t why, n;
 
 	n = reserve(q, need, want, &why);
 	if (net_unlikely(!n)) {
 		net_count(&q->stats.dropped[why], 1);
 		return;
 	}
-	chains = &q->chains[q->at];
-	if (q->at + NET_AHEAD < q->nr)
-		fetch_second(chains[NET_AHEAD]);
 	make_header(q, f, n, &w);
-	iov = &chains[0]->iov[chains[0]->nr_out];
-	if (net_likely(iov->len >= need && n == 1 && f->head_len == f->len)) {
-		uint8_t *to = iov->base;
+	c.chain = &q->chains[q->at];
+	put(&c, &w, q->hdr_len);
+	put(&c, f->head, f->head_len);
+	put_rest(&c, f);
+	while (n--) {
+		uint32_t room = q->chains[q->at]->in_bytes, written = room < need ? room : need;
 
-		if (net_likely(q->hdr_len == NET_HDR_V1))
-			shm_copy_out(to, &w, NET_HDR_V1);
-		else
-			shm_copy_out(to, &w, q->hdr_len);
-		net_copy_head(to + q->hdr_len, f->head, f->head_len);
-	} else {
-		struct cursor c = { .chain = chains };
-
-		put(&c, &w, q->hdr_len);
-		put(&c, f->head, f->head_len);
-		put_rest(&c, f);
+		fill(q, written);
+		need -= written;
 	}
-	for (i = 0, left = need; i < n; i++) {
-		uint32_t written = chains[i]->in_bytes < left ? chains[i]->in_bytes : left;
+	delivered(q, f);
+}
 
-		ring_vq_push(q->source.vq, chains[i], written);
-		left -= written;
-	}
-	q->at += n;
-	q->batch_frames++;
-	q->batch_bytes += f->len;
-	if (net_unlikely(q->dev->port.capture != NULL))
-		net_capture_frame(q->dev->port.capture, f, false);
+/*
+ * The same for what nearly every frame is: it has a usual header, fits the first piece of the next buffer, and what is not in its
+ * head is all in one piece. False: deliver() it.
+ */
+static inline bool deliver_fast(struct net_rxq *q, const struct net_frame *f)
+{
+	uint32_t rest = f->len - f->head_len, need = NET_HDR_V1 + f->len;
+	size_t from = (size_t)f->skip + f->head_len;
+	const struct ring_chain *chain;
+	const struct ring_iov *iov;
+	struct net_wire w;
+	uint8_t *to;
+
+	if (net_unlikely(q->at == q->nr || q->hdr_len != NET_HDR_V1))
+		return false;
+	chain = q->chains[q->at];
+	iov = &chain->iov[chain->nr_out];
+	if (net_unlikely(!chain->nr_in || iov->len < need || (rest && f->iov->len < from + rest)))
+		return false;
+	if (net_likely(q->at + NET_AHEAD < q->nr))
+		fetch_second(q->chains[q->at + NET_AHEAD]);
+	to = iov->base;
+	make_header(q, f, 1, &w);
+	shm_copy_out(to, &w, NET_HDR_V1);
+	net_copy_head(to + NET_HDR_V1, f->head, f->head_len);
+	if (rest)
+		shm_copy_out(to + NET_HDR_V1 + f->head_len, (const uint8_t *)f->iov->base + from, rest);
+	fill(q, need);
+	delivered(q, f);
+	return true;
 }
 
 struct emit {
@@ -252,8 +289,13 @@ static void deliver_all(struct net_rxq *q, const struct net_frame *const *frames
 {
 	uint32_t takes = __atomic_load_n(&q->dev->port.takes, __ATOMIC_RELAXED);
 	bool filter = !(__atomic_load_n(&q->dev->filter.mode, __ATOMIC_RELAXED) & NET_MODE_PROMISC);
+	uint32_t k;
 	int i;
 
+	if (q->at == q->nr)
+		refill(q, (uint32_t)n);
+	for (k = q->at; k < q->nr && k < q->at + NET_AHEAD; k++)
+		fetch_second(q->chains[k]);
 	for (i = 0; i < n; i++) {
 		const struct net_frame *f = frames[i];
 
@@ -261,9 +303,10 @@ static void deliver_all(struct net_rxq *q, const struct net_frame *const *frames
 			net_count(&q->stats.dropped[NET_DROP_FILTER], 1);
 		else if (net_unlikely(net_unfinished(f, takes)))
 			finish(q, f, takes, (uint32_t)(n - i));
-		else
+		else if (net_unlikely(!deliver_fast(q, f)))
 			deliver(q, f, (uint32_t)(n - i));
 	}
+	push_filled(q);
 	if (q->batch_frames) {
 		net_count(&q->stats.in_frames, q->batch_frames);
 		net_count(&q->stats.in_bytes, q->batch_bytes);
@@ -430,12 +473,12 @@ static void publish(struct net_rxq *q, uint32_t bytes, const struct net_hdr *hdr
 		ring_chain_write(q->chains[q->at], sizeof(w.hdr), &w.num_buffers, sizeof(w.num_buffers));
 	}
 	while (n--) {
-		struct ring_chain *chain = q->chains[q->at++];
-		uint32_t written = chain->in_bytes < left ? chain->in_bytes : left;
+		uint32_t each = q->chains[q->at]->in_bytes, written = each < left ? each : left;
 
-		ring_vq_push(q->source.vq, chain, written);
+		fill(q, written);
 		left -= written;
 	}
+	push_filled(q);
 	net_count(&q->stats.in_frames, 1);
 	net_count(&q->stats.in_bytes, bytes);
 }

@@ -48,6 +48,10 @@ uint32_t net_check_hdr(const struct net_hdr *hdr, uint32_t len, uint32_t allowed
 /* What nobody may look at is cleared, what is a mere hint is made true. */
 static inline void clean_hdr(struct net_hdr *hdr, uint32_t len)
 {
+	if (net_likely(!(hdr->flags & NET_F_NEEDS_CSUM) && hdr->gso_type == NET_GSO_NONE)) {
+		memset(hdr, 0, sizeof(*hdr));
+		return;
+	}
 	hdr->flags &= NET_F_NEEDS_CSUM;
 	if (net_likely(!hdr->flags)) {
 		hdr->csum_start = 0;
@@ -150,9 +154,19 @@ static int tx_poll(struct ring_source *source, int budget)
 	uint64_t bytes = 0;
 	int n, i, good = 0;
 
+	if (q->rest) {
+		q->rest--;
+		return 0;
+	}
 	n = ring_vq_pop(source->vq, chains, budget < NET_BATCH ? budget : NET_BATCH);
-	if (n <= 0)
+	if (n <= 0) {
+		if (q->loaded) {
+			q->loaded = false;
+			q->rest = NET_REST;
+		}
 		return n;
+	}
+	q->loaded = n >= NET_LOADED;
 	for (i = 0; i < n; i++) {
 		struct net_frame *f = &q->frames[good];
 		uint32_t why;
@@ -170,8 +184,7 @@ static int tx_poll(struct ring_source *source, int budget)
 	}
 	if (net_likely(good))
 		pass_on(q, good, bytes);
-	for (i = 0; i < n; i++)
-		ring_vq_push(source->vq, chains[i], 0);
+	ring_vq_push_batch(source->vq, chains, NULL, n);
 	ring_vq_flush(source->vq);
 	return n;
 }
@@ -181,9 +194,18 @@ static void tx_flush(struct ring_source *source)
 	ring_vq_flush(source->vq);
 }
 
+static int tx_arm(struct ring_source *source)
+{
+	struct net_txq *q = (struct net_txq *)(void *)source;
+
+	q->rest = 0;
+	return ring_vq_kicks_on(source->vq);
+}
+
 const struct ring_source_ops net_tx_ops = {
 	.poll = tx_poll,
 	.flush = tx_flush,
+	.arm = tx_arm,
 };
 
 struct ring_source *net_txq_new(struct net_dev *dev, struct ring_vq *vq, uint32_t pair)
