@@ -100,7 +100,7 @@ struct pass_file {
 	_Atomic uint8_t flock;		/* lock.c: LOCK_SH or LOCK_EX that it holds; 0: none */
 };
 
-/* A table of slots that never move: inodes, files (inode.c). */
+/* A table of slots that never move: inodes, files (table.c). */
 struct pass_table {
 	size_t item;			/* bytes; each begins with { word, …, index, next } */
 	size_t index_at, next_at;	/* offsets of those */
@@ -158,7 +158,7 @@ static inline struct pass *pass_of(struct fs_server *server)
 	return (struct pass *)(void *)server;	/* its first member */
 }
 
-/* --- inode.c, tables ------------------------------------------------------------------------------------------- */
+/* --- table.c --------------------------------------------------------------------------------------------------- */
 
 int pass_table_init(struct pass_table *t, size_t item, size_t index_at, size_t next_at, uint32_t limit);
 void pass_table_free(struct pass_table *t);
@@ -352,9 +352,9 @@ void pass_locks_free(struct pass *fs, struct pass_inode *inode);
 
 /* --- state.c --------------------------------------------------------------------------------------------------- */
 
-/* inode.c: the first slot from @from on that somebody refers to; 0: none. */
+/* table.c: the first slot from @from on that somebody refers to; 0: none. */
 uint32_t pass_table_next(const struct pass_table *t, uint32_t from);
-/* inode.c: a slot of a number that is known, all others become free with the settling. */
+/* table.c: a slot of a number that is known, all others become free with the settling. */
 void *pass_table_place(struct pass_table *t, uint64_t id);
 void pass_table_settle(struct pass_table *t);
 /*
