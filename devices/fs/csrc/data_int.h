@@ -10,7 +10,7 @@
 #include "devices/fs/csrc/pass_int.h"
 
 enum {
-	PASS_LOCK_RANGES = 8192,	/* of one owner; beyond: ENOLCK */
+	PASS_LOCK_RANGES = 4096,	/* of one owner; beyond: ENOLCK */
 	PASS_LOCK_OWNERS = 4096,	/* of a file system, each an open description; beyond: ENOLCK */
 };
 
