@@ -48,6 +48,8 @@ class _Lib:
     RING_E_STATE: Final[int]
     RING_MISS: Final[int]
 
+    def gpu_answer(self, _0: CData, /) -> None:
+        """void(*)(struct gpu *)"""
     def gpu_free(self, _0: CData, /) -> None:
         """void(*)(struct gpu *)"""
     def gpu_new(self, _0: int, _1: CData, /) -> CData:
@@ -64,6 +66,8 @@ class _Lib:
         """void(*)(struct gpu *, uint32_t, uint8_t *)"""
     def gpu_reset(self, _0: CData, /) -> None:
         """void(*)(struct gpu *)"""
+    def gpu_set_asked(self, _0: CData, _1: int, /) -> None:
+        """void(*)(struct gpu *, int)"""
     def gpu_set_features(self, _0: CData, _1: int, /) -> None:
         """void(*)(struct gpu *, uint64_t)"""
     def gpu_set_mode(self, _0: CData, _1: int, _2: CData, /) -> None:
@@ -72,6 +76,8 @@ class _Lib:
         """void(*)(struct gpu *, int)"""
     def gpu_stats(self, _0: CData, _1: CData, /) -> None:
         """void(*)(struct gpu *, struct gpu_stats *)"""
+    def gpu_take_damage(self, _0: CData, _1: int, /) -> None:
+        """void(*)(struct gpu *, uint32_t)"""
     def gpu_watch(self, _0: CData, /) -> None:
         """void(*)(struct gpu *)"""
 

@@ -15,8 +15,10 @@ import trio
 import ring
 from devices.gpu._gpu import ffi, lib
 from devices.gpu.edid import edid_of
-from devices.gpu.picture import Mode, Picture, PictureError, parse_mode, save, save_frames
+from devices.gpu.picture import Mode, Monitor, Picture, PictureError, parse_mode, save, save_frames
+from devices.gpu.qemu import QemuDisplay
 from devices.gpu.stats import GpuStats
+from devices.gpu.view import Hub, Rect, View
 from vhost import Device, Metric
 from vhost.constants import ProtocolFeature
 from vhost.device import Link
@@ -120,6 +122,10 @@ class Gpu(Device):
         self._queues: set[_Queue] = set()
         self._gone = False
         self._events = 0
+        self._hub: Hub | None = None
+        self._qemu: QemuDisplay | None = None
+        self._plugged = trio.Event()
+        self._theirs: Sequence[Monitor] | None = None
         self._modes: list[Mode | None] = [*modes, *[None] * (scanouts - len(modes))]
         self._tell_modes()
 
@@ -196,6 +202,71 @@ class Gpu(Device):
         if not status:
             self.reset()
 
+    # QEMU's display
+
+    def set_gpu_socket(self, fd: int) -> None:
+        """As `vhost.Device.set_gpu_socket`: QEMU shows what the guest does, and says what is plugged in."""
+        display = QemuDisplay(self, fd)
+        before, self._qemu = self._qemu, display
+        self._ask(display.asked)
+        if before is not None:
+            before.close()
+        self._plugged.set()
+
+    async def background(self) -> None:
+        """As `vhost.Device.background`."""
+        try:
+            while True:
+                await self._plugged.wait()
+                self._plugged = trio.Event()
+                display = self._qemu
+                if display is None:
+                    continue
+                await display.run()
+                if self._qemu is display:
+                    self._unplug_qemu()
+        finally:
+            self._unplug_qemu()
+
+    def _unplug_qemu(self) -> None:
+        display, self._qemu = self._qemu, None
+        if display is not None:
+            self._ask(None)
+            display.close()
+            self.take_monitors(None)
+
+    def _ask(self, fd: int | None) -> None:
+        """Whom to ask for modes from now on. A driver that waits goes on with those that are known."""
+        with self._parked():
+            lib.gpu_set_asked(self._ptr, -1 if fd is None else fd)
+            self.answer()
+
+    def answer(self, unless: Callable[[], bool] = lambda: False) -> bool:
+        """Whoever knows the modes has told them: a driver that waits for them goes on, `unless` it has asked since."""
+        with self._parked():
+            if unless():
+                return False
+            lib.gpu_answer(self._ptr)
+            for queue in self._queues:
+                queue.worker.wake(queue.ptr)
+        return True
+
+    def ask_nobody(self, display: QemuDisplay) -> None:
+        """`display` does not answer: drivers get what is known."""
+        if self._qemu is display:
+            self._ask(None)
+
+    def ask_again(self, display: QemuDisplay) -> None:
+        """It does."""
+        if self._qemu is display:
+            self._ask(display.asked)
+
+    def take_monitors(self, monitors: Sequence[Monitor] | None) -> bool:
+        """What QEMU has plugged in; None: what we have. True where that is not what was known."""
+        before, self._theirs = self._theirs, monitors
+        self._tell_modes()
+        return before != monitors
+
     @contextmanager
     def _parked(self) -> Iterator[None]:
         worker = next((queue.worker for queue in self._queues), None)  # all are on one
@@ -209,16 +280,22 @@ class Gpu(Device):
 
     @property
     def modes(self) -> tuple[Mode | None, ...]:
-        """Of each scanout; None: nothing is plugged in."""
+        """Of each scanout; None: nothing is plugged in. QEMU's where its display is attached."""
+        if self._theirs is not None:
+            return tuple(monitor.mode for monitor in self._theirs)
         return tuple(self._modes)
 
     def set_mode(self, scanout: int, mode: Mode | None) -> None:
         """Plug a monitor in or out, or let it have another size; the guest is told.
 
         Raises:
-            ValueError: no such scanout, no such mode.
+            ValueError: no such scanout, no such mode; QEMU's display is attached, and has the say.
         """
         self._check(scanout)
+        if self._qemu is not None:
+            raise PictureError(
+                "QEMU decides what is plugged in; resize its window, or give xres= and yres= to its device"
+            )
         before = self._modes[scanout]
         self._modes[scanout] = mode
         try:
@@ -230,19 +307,32 @@ class Gpu(Device):
         self.config_changed()
 
     def _tell_modes(self) -> None:
-        raws, x = [], 0
-        for number, mode in enumerate(self._modes):
+        raws = []
+        for monitor in self._monitors() if self._theirs is None else self._theirs:
             raw = ffi.new("struct gpu_mode *")
-            raw.x = x
-            if mode is not None:
-                data = edid_of(mode.width, mode.height, mode.refresh, serial=number + 1)
-                raw.width, raw.height, raw.edid_bytes = mode.width, mode.height, len(data)
-                ffi.memmove(raw.edid, data, len(data))
-                x += mode.width
+            if monitor.mode is not None:
+                raw.x, raw.y, raw.edid_bytes = monitor.x, monitor.y, len(monitor.edid)
+                raw.width, raw.height = monitor.mode.width, monitor.mode.height
+                ffi.memmove(raw.edid, monitor.edid, len(monitor.edid))
             raws.append(raw)
         with self._parked():
             for number, raw in enumerate(raws):
                 lib.gpu_set_mode(self._ptr, number, raw)
+
+    def _monitors(self) -> Iterator[Monitor]:
+        """Our own modes, side by side."""
+        x = 0
+        for number, mode in enumerate(self._modes):
+            if mode is None:
+                yield Monitor(None, x, 0, b"")
+                continue
+            yield Monitor(mode, x, 0, edid_of(mode.width, mode.height, mode.refresh, serial=number + 1))
+            x += mode.width
+
+    @property
+    def scanouts(self) -> int:
+        """Monitors it can have."""
+        return self._scanouts
 
     def _check(self, scanout: int) -> None:
         if not 0 <= scanout < self._scanouts:
@@ -289,28 +379,61 @@ class Gpu(Device):
         return now
 
     @asynccontextmanager
-    async def changes(self) -> AsyncIterator[AsyncIterator[None]]:
-        """Changes of any scanout or cursor: an iterator of them; several that come close together are one.
-
-        One user at a time.
-        """
-        fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+    async def changes(self) -> AsyncIterator[View]:
+        """A viewer of all scanouts, for the length of the block; any number of them."""
+        if self._hub is None:
+            self._hub = Hub(self._ptr)
+            with self._parked():
+                lib.gpu_set_watcher(self._ptr, self._hub.fd)
+        hub = self._hub
+        view = View(self, hub, self._scanouts)
+        hub.views.add(view)
         try:
-            with self._parked():
-                lib.gpu_set_watcher(self._ptr, fd)
-            lib.gpu_watch(self._ptr)
-            yield self._each_change(fd)
+            yield view
         finally:
-            with self._parked():
-                lib.gpu_set_watcher(self._ptr, -1)
-            os.close(fd)
+            hub.views.remove(view)
+            if not hub.views:
+                with self._parked():
+                    lib.gpu_set_watcher(self._ptr, -1)
+                self._hub = None
+                hub.close()
 
-    async def _each_change(self, fd: int) -> AsyncIterator[None]:
-        while True:
-            await trio.lowlevel.wait_readable(fd)
-            os.eventfd_read(fd)
-            lib.gpu_watch(self._ptr)  # before it is looked at: nothing gets lost in between
-            yield
+    def gather(self, scanout: int) -> Any:
+        """The ``struct gpu_picture`` of a scanout; viewers note what is damaged in it, and the device forgets it."""
+        self._check(scanout)
+        now = ffi.new("struct gpu_picture *")
+        with self._parked():
+            lib.gpu_picture(self._ptr, scanout, now)
+            lib.gpu_take_damage(self._ptr, scanout)
+        if self._hub is not None:
+            for view in self._hub.views:
+                view.note(scanout, now)
+        return now
+
+    def read(self, scanout: int, rect: Rect, to: memoryview, *, cursor: bool = False) -> bool:
+        """Copy a rectangle of what is shown, rows without gaps, 4 bytes a pixel: blue, green, red, 255.
+
+        Returns:
+            False where the scanout does not show it any more, or lies in memory that the guest does not have.
+
+        Raises:
+            ValueError: `to` is too small.
+        """
+        self._check(scanout)
+        if len(to) < rect.width * rect.height * 4:
+            raise ValueError(f"{len(to)} bytes are too few for {rect.width}x{rect.height} pixels")
+        raw = ffi.new("struct gpu_rect *", (rect.x, rect.y, rect.width, rect.height))
+        with self._parked():
+            rc = lib.gpu_read(self._ptr, scanout, raw, ffi.from_buffer(to), rect.width * 4, cursor)
+        return bool(rc == 0)
+
+    def cursor_image(self, scanout: int = 0) -> bytes:
+        """The cursor's picture: 64 rows of 64 pixels: blue, green, red, alpha."""
+        self._check(scanout)
+        image = bytearray(lib.GPU_CURSOR_SIDE * lib.GPU_CURSOR_SIDE * 4)
+        with self._parked():
+            lib.gpu_read_cursor(self._ptr, scanout, ffi.from_buffer(image))
+        return bytes(image)
 
     async def record(
         self, path: str | os.PathLike[str], seconds: float, *, scanout: int = 0, per_second: int = 10
@@ -365,7 +488,7 @@ class Gpu(Device):
     def _displays(self) -> list[dict[str, Any]]:
         """Scanouts: what is plugged in, what is shown, where the cursor is."""
         found = []
-        for number, mode in enumerate(self._modes):
+        for number, mode in enumerate(self.modes):
             now = self._now(number)
             cursor = {"x": now.cursor_x, "y": now.cursor_y} if now.cursor_shown else None
             found.append(

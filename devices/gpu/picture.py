@@ -11,7 +11,7 @@ from typing import Any
 
 from vhost.errors import VhostError
 
-__all__ = ["Mode", "Picture", "PictureError", "parse_mode", "save", "save_frames"]
+__all__ = ["Mode", "Monitor", "Picture", "PictureError", "parse_mode", "save", "save_frames"]
 
 _STILLS = (".png", ".webp", ".bmp", ".tiff")
 _MOVING = (".png", ".apng", ".gif", ".webp")
@@ -37,6 +37,22 @@ class Mode:
 
     def __str__(self) -> str:
         return f"{self.width}x{self.height}@{self.refresh}"
+
+
+@dataclass(frozen=True, slots=True)
+class Monitor:
+    """A scanout as a guest is told of it.
+
+    Attributes:
+        mode: None: nothing is plugged in.
+        x: place among the others, pixels.
+        edid: what it says of itself; at most 1024 bytes.
+    """
+
+    mode: Mode | None
+    x: int
+    y: int
+    edid: bytes
 
 
 def parse_mode(text: str) -> Mode:

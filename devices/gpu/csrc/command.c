@@ -329,6 +329,7 @@ void gpu_cursor_command(struct gpu *gpu, const struct gpu_cmd *cmd)
 		s->cursor.shown = res != NULL;
 		s->cursor.hot_x = in->hot_x;
 		s->cursor.hot_y = in->hot_y;
+		s->cursor.shapes++;
 		if (res)
 			take_image(gpu, s, res);
 	}

@@ -41,11 +41,12 @@ struct gpu_rect {
 struct gpu_picture {
 	uint32_t width, height;		/* pixels; 0: nothing */
 	uint64_t flushes;		/* that changed it, since the start */
-	struct gpu_rect damage;		/* since it was read last; width 0: none */
+	struct gpu_rect damage;		/* since it was taken last; width 0: none */
 	uint32_t cursor_x, cursor_y;
 	uint32_t cursor_shown;
 	uint32_t cursor_hot_x, cursor_hot_y;
-	uint64_t cursor_changes;
+	uint64_t cursor_changes;	/* of shape or place */
+	uint64_t cursor_shapes;		/* that were set */
 };
 
 struct gpu_stats {
@@ -73,13 +74,22 @@ void gpu_set_features(struct gpu *gpu, uint64_t features);
 void gpu_reset(struct gpu *gpu);
 void gpu_set_mode(struct gpu *gpu, uint32_t scanout, const struct gpu_mode *mode);
 void gpu_picture(const struct gpu *gpu, uint32_t scanout, struct gpu_picture *out);
+/* Forget what was damaged: whoever calls it has seen it in gpu_picture(). */
+void gpu_take_damage(struct gpu *gpu, uint32_t scanout);
 /*
  * Copy @rect, which lies in the picture, to @to as 4 bytes a pixel: blue, green, red, 255. @stride bytes from row to row.
- * With @cursor it is drawn in. Damage is forgotten. 0, -EINVAL; -EFAULT: pages of it are not there.
+ * With @cursor it is drawn in. 0, -EINVAL; -EFAULT: pages of it are not there.
  */
 int gpu_read(struct gpu *gpu, uint32_t scanout, const struct gpu_rect *rect, uint8_t *to, uint64_t stride, int cursor);
 /* The cursor's picture, GPU_CURSOR_SIDE squared: blue, green, red, alpha. */
 void gpu_read_cursor(const struct gpu *gpu, uint32_t scanout, uint8_t *to);
+/*
+ * Somebody else knows the modes: with @fd (an eventfd, not owned) a driver that asks for them waits, and @fd is written.
+ * It goes on, with the modes as they are then, at gpu_answer(), without an @fd (-1), and when its queue is to be drained.
+ * Wake the control queue's source after both.
+ */
+void gpu_set_asked(struct gpu *gpu, int fd);
+void gpu_answer(struct gpu *gpu);
 
 /* Any time, any thread. */
 

@@ -72,7 +72,7 @@ struct gpu_scanout {
 	struct {
 		uint32_t x, y, hot_x, hot_y;
 		bool shown;
-		uint64_t changes;
+		uint64_t changes, shapes;
 		uint8_t image[GPU_CURSOR_SIDE * GPU_CURSOR_SIDE * GPU_PIXEL];
 	} cursor;
 };
@@ -90,6 +90,8 @@ struct gpu {
 	struct gpu_scanout scanouts[GPU_SCANOUTS_MAX];
 	int watcher;
 	_Atomic bool watched;
+	int asked;			/* who knows the modes; -1: we do */
+	bool answered;			/* what was asked last */
 	struct gpu_stats stats;		/* __atomic, relaxed */
 };
 
@@ -97,6 +99,9 @@ struct gpu_queue {
 	struct ring_source source;
 	struct gpu *gpu;
 	bool cursor;
+	bool waiting;			/* the next chain, for an answer */
+	int nr, at;			/* chains that were taken, the next of them */
+	struct ring_chain *chains[GPU_BATCH];
 };
 
 /* A command: a private copy of its fixed part. */

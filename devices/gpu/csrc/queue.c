@@ -4,6 +4,7 @@
  * nothing here is left to be done later.
  */
 #include <stdlib.h>
+#include <unistd.h>
 
 #include "devices/gpu/csrc/gpu_int.h"
 
@@ -47,29 +48,59 @@ static uint32_t control(struct gpu *gpu, struct gpu_cmd *cmd)
 	return ring_chain_write(cmd->chain, 0, &cmd->out, cmd->out_len);
 }
 
+/* Has the driver to wait for the modes? Whoever knows them is asked, once. */
+static bool must_wait(struct gpu_queue *q, const struct gpu_cmd *cmd, int budget)
+{
+	struct gpu *gpu = q->gpu;
+	const uint64_t one = 1;
+
+	if (q->cursor || gpu->asked < 0 || cmd->in_len < sizeof(cmd->in.hdr) ||
+	    cmd->in.hdr.type != VIRTIO_GPU_CMD_GET_DISPLAY_INFO)
+		return false;
+	if (!q->waiting) {
+		gpu->answered = false;
+		if (write(gpu->asked, &one, sizeof(one)) < 0)
+			return false;
+	}
+	return !gpu->answered && budget;	/* no budget: whoever drains it may be whom we ask */
+}
+
 static int queue_poll(struct ring_source *source, int budget)
 {
 	struct gpu_queue *q = queue_of(source);
-	struct ring_chain *chains[GPU_BATCH];
 	struct gpu_cmd cmd;
-	int i, n;
+	int n = 0, done = 0;
 
-	if (budget > GPU_BATCH)
-		budget = GPU_BATCH;
-	n = budget ? ring_vq_pop(source->vq, chains, budget) : 0;
-	for (i = 0; i < n; i++) {
+	if (q->at == q->nr && budget) {
+		n = ring_vq_pop(source->vq, q->chains, budget < GPU_BATCH ? budget : GPU_BATCH);
+		q->at = 0;
+		q->nr = n > 0 ? n : 0;
+	}
+	for (; q->at < q->nr; q->at++, done++) {
+		struct ring_chain *chain = q->chains[q->at];
 		uint32_t written = 0;
 
-		read_command(&cmd, chains[i]);
+		read_command(&cmd, chain);
+		q->waiting = must_wait(q, &cmd, budget);
+		if (q->waiting)
+			break;
 		if (q->cursor)
 			gpu_cursor_command(q->gpu, &cmd);
 		else
 			written = control(q->gpu, &cmd);
-		ring_vq_push(source->vq, chains[i], written);
+		ring_vq_push(source->vq, chain, written);
 	}
-	if (n > 0)
+	if (done)
 		ring_vq_flush(source->vq);
 	return n;
+}
+
+/* One that waits for an answer can take nothing, whatever the driver has for it. */
+static int queue_arm(struct ring_source *source)
+{
+	int more = ring_vq_kicks_on(source->vq);
+
+	return queue_of(source)->waiting ? 0 : more;
 }
 
 static void queue_flush(struct ring_source *source)
@@ -80,6 +111,7 @@ static void queue_flush(struct ring_source *source)
 static const struct ring_source_ops queue_ops = {
 	.poll = queue_poll,
 	.flush = queue_flush,
+	.arm = queue_arm,
 };
 
 struct ring_source *gpu_queue_new(struct gpu *gpu, struct ring_vq *vq, struct ring_mem *mem, int cursor)
@@ -119,6 +151,7 @@ struct gpu *gpu_new(uint32_t scanouts, const struct gpu_limits *limits)
 	gpu->nr_scanouts = scanouts;
 	gpu->limits = *limits;
 	gpu->watcher = -1;
+	gpu->asked = -1;
 	return gpu;
 }
 
@@ -155,6 +188,16 @@ void gpu_set_watcher(struct gpu *gpu, int fd)
 void gpu_watch(struct gpu *gpu)
 {
 	atomic_store(&gpu->watched, true);
+}
+
+void gpu_set_asked(struct gpu *gpu, int fd)
+{
+	gpu->asked = fd;
+}
+
+void gpu_answer(struct gpu *gpu)
+{
+	gpu->answered = true;
 }
 
 void gpu_stats(const struct gpu *gpu, struct gpu_stats *out)

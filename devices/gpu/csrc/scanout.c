@@ -130,7 +130,13 @@ void gpu_picture(const struct gpu *gpu, uint32_t scanout, struct gpu_picture *ou
 		.cursor_hot_x = s->cursor.hot_x,
 		.cursor_hot_y = s->cursor.hot_y,
 		.cursor_changes = s->cursor.changes,
+		.cursor_shapes = s->cursor.shapes,
 	};
+}
+
+void gpu_take_damage(struct gpu *gpu, uint32_t scanout)
+{
+	gpu->scanouts[scanout].damage = (struct gpu_rect){0};
 }
 
 /* @n pixels at @at to blue, green, red, 255. */
@@ -199,7 +205,6 @@ int gpu_read(struct gpu *gpu, uint32_t scanout, const struct gpu_rect *rect, uin
 	}
 	if (cursor && s->cursor.shown)
 		draw_cursor(s, rect, to, stride);
-	s->damage = (struct gpu_rect){0};
 	return 0;
 }
 

@@ -1,0 +1,294 @@
+"""QEMU's display: what a guest shows is sent to the socket that QEMU hands over with GPU_SET_SOCKET, and QEMU says
+what is plugged in. Spec: vhost-user-gpu.
+
+Three tasks on one socket: one reads replies and sees its end; one asks for the modes, whenever the guest does; one
+sends pixels, as a viewer like any other. What QEMU does not read yet piles up as damage, one rectangle for each
+scanout, so that a slow reader costs nobody anything but sees less often, and then the newest.
+
+This is Python: the event loop parks the worker for the time of a copy and sends from there. In C, a thread of its own
+would read the damage without parking and send it by writev() from the image itself, without our copy: that pays
+for many large frames a second, where the copy and the loop's other work are what limits them.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import stat
+import struct
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from enum import IntEnum, IntFlag
+from typing import TYPE_CHECKING, Any, Final
+
+import trio
+from construct import Array, Bytes, Int32un, Int64un, Padding, Struct
+
+from devices.gpu.edid import edid_of
+from devices.gpu.picture import Mode, Monitor
+from devices.gpu.view import Cursor, Rect, View
+
+if TYPE_CHECKING:
+    from devices.gpu.device import Gpu
+
+__all__ = ["GpuRequest", "QemuDisplay"]
+
+_LOG: Final = logging.getLogger("vhost.gpu")
+_REPLY: Final = 1 << 2
+_SIDE_MIN: Final = 16
+_SIDE_MAX: Final = 16384
+_CURSOR_SIDE: Final = 64
+#: bytes of pixels in one message, at most
+_BAND: Final = 16 << 20
+#: seconds that a guest waits for QEMU to tell the modes; then it gets those that are known
+PATIENCE: Final = 1.0
+
+_HEADER: Final = Struct("request" / Int32un, "flags" / Int32un, "size" / Int32un)
+_ID: Final = Struct("scanout" / Int32un)
+_SCANOUT: Final = Struct("scanout" / Int32un, "width" / Int32un, "height" / Int32un)
+_POSITION: Final = Struct("scanout" / Int32un, "x" / Int32un, "y" / Int32un)
+_SHAPE: Final = Struct(
+    "at" / _POSITION, "hot_x" / Int32un, "hot_y" / Int32un, "data" / Bytes(_CURSOR_SIDE * _CURSOR_SIDE * 4)
+)
+#: header and rectangle of an update: its pixels follow
+_UPDATE: Final = struct.Struct("=8I")
+_MODE: Final = Struct(
+    "x" / Int32un, "y" / Int32un, "width" / Int32un, "height" / Int32un, "enabled" / Int32un, "flags" / Int32un
+)
+_DISPLAY_INFO: Final = Struct(Padding(24), "modes" / Array(16, _MODE))
+_EDID: Final = Struct(Padding(24), "size" / Int32un, Padding(4), "data" / Bytes(1024))
+
+
+class GpuRequest(IntEnum):
+    """Messages that are used here."""
+
+    GET_PROTOCOL_FEATURES = 1
+    SET_PROTOCOL_FEATURES = 2
+    GET_DISPLAY_INFO = 3
+    CURSOR_POS = 4
+    CURSOR_POS_HIDE = 5
+    CURSOR_UPDATE = 6
+    SCANOUT = 7
+    UPDATE = 8
+    GET_EDID = 11
+
+
+class _Feature(IntFlag):
+    EDID = 1 << 0
+
+
+class _ProtocolError(Exception):
+    """QEMU does not keep to the protocol: one sentence."""
+
+
+class QemuDisplay:
+    """One display socket.
+
+    Args:
+        gpu: whose display it is.
+        fd: the socket; ours from now on.
+
+    Raises:
+        ValueError: it is no stream socket; `fd` stays the caller's.
+    """
+
+    def __init__(self, gpu: Gpu, fd: int) -> None:
+        if not stat.S_ISSOCK(os.fstat(fd).st_mode):
+            raise ValueError("what came as the display's socket is none")
+        sock = socket.socket(fileno=fd)
+        if sock.family != socket.AF_UNIX or sock.type != socket.SOCK_STREAM:
+            sock.detach()
+            raise ValueError("the display's socket is no Unix stream socket")
+        sock.setblocking(False)
+        self._gpu = gpu
+        self._stream = trio.SocketStream(trio.socket.from_stdlib_socket(sock))
+        self._scope = trio.CancelScope()
+        self._running = self._closed = self._given_up = False
+        self._features = _Feature(0)
+        self._sending = trio.Lock()
+        self._expected: tuple[int, int] | None = None
+        self._tell_reply, self._replies = trio.open_memory_channel[bytes](1)
+        #: written by the device when a guest asks for its modes
+        self.asked: Final = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+
+    def close(self) -> None:
+        """End it, whatever it is at; the socket is closed, now or when `run` has ended."""
+        self._scope.cancel()
+        if not self._running and not self._closed:
+            self._closed = True
+            self._stream.socket.close()
+            os.close(self.asked)
+
+    async def run(self) -> None:
+        """Serve it until QEMU closes it, or `close` is called."""
+        if self._closed:
+            return
+        self._running = True
+        try:
+            with self._scope:
+                async with self._gpu.changes() as view, trio.open_nursery() as nursery:
+                    nursery.start_soon(self._until_it_ends, self._read)
+                    negotiated = trio.Event()
+                    nursery.start_soon(self._until_it_ends, self._keep_modes, negotiated)
+                    await negotiated.wait()
+                    nursery.start_soon(self._until_it_ends, self._show, view)
+        finally:
+            self._running = False
+            self._gpu.ask_nobody(self)
+            self.close()
+
+    async def _until_it_ends(self, task: Callable[..., Awaitable[None]], *args: Any) -> None:
+        """A task; when it ends, all is over."""
+        try:
+            await task(*args)
+        except (trio.BrokenResourceError, trio.ClosedResourceError, EOFError):
+            pass  # QEMU has closed it, as it does whenever the driver stops
+        except _ProtocolError as exc:
+            _LOG.warning("QEMU's display is let go: %s", exc)
+        self._scope.cancel()
+
+    # Messages
+
+    async def _send(self, message: bytes | memoryview) -> None:
+        async with self._sending:
+            await self._stream.send_all(message)
+
+    async def _tell(self, request: GpuRequest, payload: bytes = b"") -> None:
+        await self._send(_HEADER.build({"request": request, "flags": 0, "size": len(payload)}) + payload)
+
+    async def _call(self, request: GpuRequest, reply: Struct, payload: bytes = b"") -> Any:
+        """Ask, and wait for the answer; only `_keep_modes` does."""
+        self._expected = (request, reply.sizeof())
+        await self._tell(request, payload)
+        return reply.parse(await self._replies.receive())
+
+    async def _read(self) -> None:
+        while True:
+            head = _HEADER.parse(await self._exactly(_HEADER.sizeof()))
+            expected, self._expected = self._expected, None
+            if expected != (head.request, head.size) or not head.flags & _REPLY:
+                raise _ProtocolError(f"message {head.request} of {head.size} bytes is no reply to what was asked")
+            self._tell_reply.send_nowait(await self._exactly(head.size))
+
+    async def _exactly(self, size: int) -> bytes:
+        data = bytearray()
+        while len(data) < size:
+            more = await self._stream.receive_some(size - len(data))
+            if not more:
+                raise EOFError
+            data += more
+        return bytes(data)
+
+    # What is plugged in
+
+    async def _keep_modes(self, negotiated: trio.Event) -> None:
+        async with self._patience():
+            word = Struct("features" / Int64un)
+            self._features = _Feature.EDID & (await self._call(GpuRequest.GET_PROTOCOL_FEATURES, word)).features
+            await self._tell(GpuRequest.SET_PROTOCOL_FEATURES, word.build({"features": self._features}))
+            negotiated.set()
+            await self._learn_modes()
+        while True:
+            await trio.lowlevel.wait_readable(self.asked)
+            async with self._patience():
+                await self._learn_modes()
+
+    async def _learn_modes(self) -> None:
+        """A guest that asked is told what QEMU said after that."""
+        self._take_ask()
+        while True:
+            self._gpu.take_monitors(await self._monitors())
+            if self._gpu.answer(unless=self._take_ask):
+                return
+
+    def _take_ask(self) -> bool:
+        try:
+            return os.eventfd_read(self.asked) > 0
+        except BlockingIOError:
+            return False
+
+    @asynccontextmanager
+    async def _patience(self) -> AsyncIterator[None]:
+        """Guests wait for what is done in the block, but not for ever."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._give_up)
+            yield
+            nursery.cancel_scope.cancel()
+        if self._given_up:
+            self._given_up = False
+            self._gpu.ask_again(self)
+
+    async def _give_up(self) -> None:
+        await trio.sleep(PATIENCE)
+        _LOG.warning("QEMU does not tell its modes; the guest gets those that are known")
+        self._given_up = True
+        self._gpu.ask_nobody(self)
+
+    async def _monitors(self) -> list[Monitor]:
+        info = await self._call(GpuRequest.GET_DISPLAY_INFO, _DISPLAY_INFO)
+        scanouts = self._gpu.scanouts
+        missing = [number for number, mode in enumerate(info.modes) if mode.enabled and number >= scanouts]
+        if missing:
+            _LOG.warning("QEMU has a scanout %d, this display has %d; start it with --scanouts", missing[0], scanouts)
+        return [await self._monitor(number, mode) for number, mode in enumerate(info.modes[:scanouts])]
+
+    async def _monitor(self, number: int, mode: Any) -> Monitor:
+        usable = all(_SIDE_MIN <= side <= _SIDE_MAX for side in (mode.width, mode.height))
+        if not mode.enabled or not usable:
+            return Monitor(None, mode.x, mode.y, b"")
+        if self._features & _Feature.EDID:
+            answer = await self._call(GpuRequest.GET_EDID, _EDID, _ID.build({"scanout": number}))
+            edid = answer.data[: answer.size]
+        else:
+            edid = edid_of(mode.width, mode.height, serial=number + 1)
+        return Monitor(Mode(mode.width, mode.height), mode.x, mode.y, edid)
+
+    # What is shown
+
+    async def _show(self, view: View) -> None:
+        sizes = [(0, 0)] * self._gpu.scanouts
+        cursors: list[Cursor | None] = [None] * self._gpu.scanouts
+        while True:
+            for number in range(self._gpu.scanouts):
+                look = view.look(number)
+                if (look.width, look.height) != sizes[number]:
+                    sizes[number] = look.width, look.height
+                    size = {"scanout": number, "width": look.width, "height": look.height}
+                    await self._tell(GpuRequest.SCANOUT, _SCANOUT.build(size))
+                if look.damage is not None:
+                    await self._update(number, look.damage)
+                await self._move(number, look.cursor, cursors[number])
+                cursors[number] = look.cursor
+            await anext(view)
+
+    async def _update(self, scanout: int, damage: Rect) -> None:
+        rows = max(1, _BAND // (damage.width * 4))
+        message = bytearray(_UPDATE.size + min(rows, damage.height) * damage.width * 4)
+        for y in range(0, damage.height, rows):
+            band = Rect(damage.x, damage.y + y, damage.width, min(rows, damage.height - y))
+            size = band.width * band.height * 4
+            _UPDATE.pack_into(
+                message, 0, GpuRequest.UPDATE, 0, _UPDATE.size - _HEADER.sizeof() + size,
+                scanout, band.x, band.y, band.width, band.height,
+            )  # fmt: skip
+            with memoryview(message) as whole:
+                if not self._gpu.read(scanout, band, whole[_UPDATE.size :]):
+                    return  # it shows something else by now: that is a change, and comes next
+                await self._send(whole[: _UPDATE.size + size])
+
+    async def _move(self, scanout: int, cursor: Cursor, before: Cursor | None) -> None:
+        at = {"scanout": scanout, "x": cursor.x, "y": cursor.y}
+        was_shown = before is not None and before.shown
+        if before is not None and (cursor.changes, cursor.shown) == (before.changes, was_shown):
+            return
+        if not cursor.shown:
+            if was_shown:
+                await self._tell(GpuRequest.CURSOR_POS_HIDE, _POSITION.build(at))
+        elif was_shown and before is not None and cursor.shapes == before.shapes:
+            await self._tell(GpuRequest.CURSOR_POS, _POSITION.build(at))
+        else:
+            side = _CURSOR_SIDE - 1
+            shape = {"at": at, "hot_x": min(cursor.hot_x, side), "hot_y": min(cursor.hot_y, side)}
+            data = self._gpu.cursor_image(scanout)
+            await self._tell(GpuRequest.CURSOR_UPDATE, _SHAPE.build({**shape, "data": data}))
