@@ -23,7 +23,6 @@ from enum import IntEnum, IntFlag
 from typing import TYPE_CHECKING, Any, Final
 
 import trio
-from construct import Array, Bytes, Int32un, Int64un, Padding, Struct
 
 from devices.gpu.edid import edid_of
 from devices.gpu.picture import Mode, Monitor
@@ -44,20 +43,23 @@ _BAND: Final = 16 << 20
 #: seconds that a guest waits for QEMU to tell the modes; then it gets those that are known
 PATIENCE: Final = 1.0
 
-_HEADER: Final = Struct("request" / Int32un, "flags" / Int32un, "size" / Int32un)
-_ID: Final = Struct("scanout" / Int32un)
-_SCANOUT: Final = Struct("scanout" / Int32un, "width" / Int32un, "height" / Int32un)
-_POSITION: Final = Struct("scanout" / Int32un, "x" / Int32un, "y" / Int32un)
-_SHAPE: Final = Struct(
-    "at" / _POSITION, "hot_x" / Int32un, "hot_y" / Int32un, "data" / Bytes(_CURSOR_SIDE * _CURSOR_SIDE * 4)
-)
-#: header and rectangle of an update: its pixels follow
-_UPDATE: Final = struct.Struct("=8I")
-_MODE: Final = Struct(
-    "x" / Int32un, "y" / Int32un, "width" / Int32un, "height" / Int32un, "enabled" / Int32un, "flags" / Int32un
-)
-_DISPLAY_INFO: Final = Struct(Padding(24), "modes" / Array(16, _MODE))
-_EDID: Final = Struct(Padding(24), "size" / Int32un, Padding(4), "data" / Bytes(1024))
+#: request, flags, bytes that follow
+_HEADER: Final = struct.Struct("=3I")
+_FEATURES: Final = struct.Struct("=Q")
+_ID: Final = struct.Struct("=I")
+#: scanout, width, height
+_SCANOUT: Final = struct.Struct("=3I")
+#: scanout, x, y
+_POSITION: Final = struct.Struct("=3I")
+#: the same, hot spot's x and y, pixels
+_SHAPE: Final = struct.Struct(f"=5I{_CURSOR_SIDE * _CURSOR_SIDE * 4}s")
+#: header; scanout, x, y, width, height: the pixels follow
+_UPDATE: Final = struct.Struct("=3I5I")
+#: x, y, width, height, enabled, flags
+_MODE: Final = struct.Struct("=6I")
+_DISPLAY_INFO: Final = struct.Struct(f"=24x{16 * _MODE.size}s")
+#: bytes, EDID
+_EDID: Final = struct.Struct("=24xI4x1024s")
 
 
 class GpuRequest(IntEnum):
@@ -155,21 +157,21 @@ class QemuDisplay:
             await self._stream.send_all(message)
 
     async def _tell(self, request: GpuRequest, payload: bytes = b"") -> None:
-        await self._send(_HEADER.build({"request": request, "flags": 0, "size": len(payload)}) + payload)
+        await self._send(_HEADER.pack(request, 0, len(payload)) + payload)
 
-    async def _call(self, request: GpuRequest, reply: Struct, payload: bytes = b"") -> Any:
+    async def _call(self, request: GpuRequest, reply: struct.Struct, payload: bytes = b"") -> tuple[Any, ...]:
         """Ask, and wait for the answer; only `_keep_modes` does."""
-        self._expected = (request, reply.sizeof())
+        self._expected = (request, reply.size)
         await self._tell(request, payload)
-        return reply.parse(await self._replies.receive())
+        return reply.unpack(await self._replies.receive())
 
     async def _read(self) -> None:
         while True:
-            head = _HEADER.parse(await self._exactly(_HEADER.sizeof()))
+            request, flags, size = _HEADER.unpack(await self._exactly(_HEADER.size))
             expected, self._expected = self._expected, None
-            if expected != (head.request, head.size) or not head.flags & _REPLY:
-                raise _ProtocolError(f"message {head.request} of {head.size} bytes is no reply to what was asked")
-            self._tell_reply.send_nowait(await self._exactly(head.size))
+            if expected != (request, size) or not flags & _REPLY:
+                raise _ProtocolError(f"message {request} of {size} bytes is no reply to what was asked")
+            self._tell_reply.send_nowait(await self._exactly(size))
 
     async def _exactly(self, size: int) -> bytes:
         data = bytearray()
@@ -184,9 +186,9 @@ class QemuDisplay:
 
     async def _keep_modes(self, negotiated: trio.Event) -> None:
         async with self._patience():
-            word = Struct("features" / Int64un)
-            self._features = _Feature.EDID & (await self._call(GpuRequest.GET_PROTOCOL_FEATURES, word)).features
-            await self._tell(GpuRequest.SET_PROTOCOL_FEATURES, word.build({"features": self._features}))
+            (offered,) = await self._call(GpuRequest.GET_PROTOCOL_FEATURES, _FEATURES)
+            self._features = _Feature.EDID & offered
+            await self._tell(GpuRequest.SET_PROTOCOL_FEATURES, _FEATURES.pack(self._features))
             negotiated.set()
             await self._learn_modes()
         while True:
@@ -226,23 +228,22 @@ class QemuDisplay:
         self._gpu.ask_nobody(self)
 
     async def _monitors(self) -> list[Monitor]:
-        info = await self._call(GpuRequest.GET_DISPLAY_INFO, _DISPLAY_INFO)
-        scanouts = self._gpu.scanouts
-        missing = [number for number, mode in enumerate(info.modes) if mode.enabled and number >= scanouts]
+        (info,) = await self._call(GpuRequest.GET_DISPLAY_INFO, _DISPLAY_INFO)
+        modes, scanouts = list(_MODE.iter_unpack(info)), self._gpu.scanouts
+        missing = [number for number, mode in enumerate(modes) if mode[4] and number >= scanouts]
         if missing:
             _LOG.warning("QEMU has a scanout %d, this display has %d; start it with --scanouts", missing[0], scanouts)
-        return [await self._monitor(number, mode) for number, mode in enumerate(info.modes[:scanouts])]
+        return [await self._monitor(number, *mode) for number, mode in enumerate(modes[:scanouts])]
 
-    async def _monitor(self, number: int, mode: Any) -> Monitor:
-        usable = all(_SIDE_MIN <= side <= _SIDE_MAX for side in (mode.width, mode.height))
-        if not mode.enabled or not usable:
-            return Monitor(None, mode.x, mode.y, b"")
+    async def _monitor(self, number: int, x: int, y: int, width: int, height: int, enabled: int, _: int) -> Monitor:
+        if not enabled or not all(_SIDE_MIN <= side <= _SIDE_MAX for side in (width, height)):
+            return Monitor(None, x, y, b"")
         if self._features & _Feature.EDID:
-            answer = await self._call(GpuRequest.GET_EDID, _EDID, _ID.build({"scanout": number}))
-            edid = answer.data[: answer.size]
+            size, data = await self._call(GpuRequest.GET_EDID, _EDID, _ID.pack(number))
+            edid = data[:size]
         else:
-            edid = edid_of(mode.width, mode.height, serial=number + 1)
-        return Monitor(Mode(mode.width, mode.height), mode.x, mode.y, edid)
+            edid = edid_of(width, height, serial=number + 1)
+        return Monitor(Mode(width, height), x, y, edid)
 
     # What is shown
 
@@ -254,8 +255,7 @@ class QemuDisplay:
                 look = view.look(number)
                 if (look.width, look.height) != sizes[number]:
                     sizes[number] = look.width, look.height
-                    size = {"scanout": number, "width": look.width, "height": look.height}
-                    await self._tell(GpuRequest.SCANOUT, _SCANOUT.build(size))
+                    await self._tell(GpuRequest.SCANOUT, _SCANOUT.pack(number, look.width, look.height))
                 if look.damage is not None:
                     await self._update(number, look.damage)
                 await self._move(number, look.cursor, cursors[number])
@@ -269,7 +269,7 @@ class QemuDisplay:
             band = Rect(damage.x, damage.y + y, damage.width, min(rows, damage.height - y))
             size = band.width * band.height * 4
             _UPDATE.pack_into(
-                message, 0, GpuRequest.UPDATE, 0, _UPDATE.size - _HEADER.sizeof() + size,
+                message, 0, GpuRequest.UPDATE, 0, _UPDATE.size - _HEADER.size + size,
                 scanout, band.x, band.y, band.width, band.height,
             )  # fmt: skip
             with memoryview(message) as whole:
@@ -278,17 +278,17 @@ class QemuDisplay:
                 await self._send(whole[: _UPDATE.size + size])
 
     async def _move(self, scanout: int, cursor: Cursor, before: Cursor | None) -> None:
-        at = {"scanout": scanout, "x": cursor.x, "y": cursor.y}
+        at = scanout, cursor.x, cursor.y
         was_shown = before is not None and before.shown
         if before is not None and (cursor.changes, cursor.shown) == (before.changes, was_shown):
             return
         if not cursor.shown:
             if was_shown:
-                await self._tell(GpuRequest.CURSOR_POS_HIDE, _POSITION.build(at))
+                await self._tell(GpuRequest.CURSOR_POS_HIDE, _POSITION.pack(*at))
         elif was_shown and before is not None and cursor.shapes == before.shapes:
-            await self._tell(GpuRequest.CURSOR_POS, _POSITION.build(at))
+            await self._tell(GpuRequest.CURSOR_POS, _POSITION.pack(*at))
         else:
             side = _CURSOR_SIDE - 1
-            shape = {"at": at, "hot_x": min(cursor.hot_x, side), "hot_y": min(cursor.hot_y, side)}
-            data = self._gpu.cursor_image(scanout)
-            await self._tell(GpuRequest.CURSOR_UPDATE, _SHAPE.build({**shape, "data": data}))
+            hot = min(cursor.hot_x, side), min(cursor.hot_y, side)
+            shape = _SHAPE.pack(*at, *hot, self._gpu.cursor_image(scanout))
+            await self._tell(GpuRequest.CURSOR_UPDATE, shape)
