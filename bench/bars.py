@@ -54,6 +54,7 @@ class Bar:
 POLLING = (ours_name(polling=True), ours_name(packed=True, polling=True))
 DEFAULT = (ours_name(), ours_name(packed=True))
 NET = (net_peers.ours_name(), net_peers.ours_name(packed=True))
+NET_ASLEEP = (net_peers.ours_name(polling=False), net_peers.ours_name(packed=True, polling=False))
 FS = (fs_peers.ours_name(), fs_peers.ours_name(packed=True))
 FS_ASLEEP = (fs_peers.ours_name(polling=False), fs_peers.ours_name(packed=True, polling=False))
 NEAR_NATIVE = 0.85
@@ -83,6 +84,7 @@ BARS = (
         Bar(section, NET, f"{net_peers.TESTPMD} net_vhost, {{layout}}", limit, figure="packets_per_second")
         for section, limit in (("net-tx", 1), ("net-rx", 1), ("net-echo", 1), ("net-foreign", 1), ("net-switch", 1.5))
     ),
+    Bar("net-idle", NET_ASLEEP, "", 0.1, figure="backend_cpu_percent", most=True),
     Bar("net-rate", (net_peers.ours_name(polling=False),), NET[0], 1.1, figure="latency.p50_us", most=True),
     *(
         Bar(section, FS, fs_peers.RUST, limit, "polling", (), figure, False, fs_peers.NATIVE, NEAR_NATIVE, op)

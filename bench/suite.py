@@ -14,7 +14,7 @@ import click
 from rich.console import Console
 from rich.progress import Progress
 
-from bench import cost, duty, echo, fs_suite, net_suite, report, rounds, stores
+from bench import cost, duty, echo, fs_suite, net_idle, net_suite, report, rounds, stores
 from bench.plan import Plan
 from bench.rounds import Cell
 from bench.stage import Stage
@@ -27,6 +27,7 @@ OPENED = {
     "rate": duty.opened,
     "python": echo.opened,
     **dict.fromkeys(net_suite.SECTIONS, net_suite.opened),
+    "net-idle": net_idle.opened,
     **dict.fromkeys(fs_suite.SECTIONS, fs_suite.opened),
 }
 DEPTHS = (1, 32, 128)
@@ -35,7 +36,7 @@ have a processor each; sleeping: they share one. CPU is the back-end's; CPU µs,
 
 
 def _run(section: str, plan: Plan, times: int, console: Console) -> list[Cell]:
-    if section == "idle":
+    if section in ("idle", "net-idle"):
         times = min(times, 2)  # seconds each, and they differ by nothing
     with Stage() as stage, OPENED[section](section, stage, plan) as (title, cells):
         if not cells:
@@ -62,7 +63,8 @@ def main(
     wanted: tuple[str, ...], json_path: Path | None, csv_path: Path | None,
 ) -> None:  # fmt: skip
     """Measure ours beside its peers, all SECTIONs or some: null, memory, file, tmpfs, cost, idle, rate,
-    python; net-tx, net-rx, net-echo, net-switch, net-foreign, net-rate; fs-meta, fs-data, fs-big, fs-names, fs-sleep.
+    python; net-tx, net-rx, net-echo, net-switch, net-foreign, net-rate, net-idle; fs-meta, fs-data, fs-big, fs-names,
+    fs-sleep.
     """
     console = Console()
     console.width = max(console.width, 150)  # a log is wide enough

@@ -1,0 +1,137 @@
+"""Section net-idle: what a card costs whose driver is there and silent, on links that have something to wait for."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import click
+import trio
+
+from bench.contend import Figures
+from bench.fs_peers import TESTS
+from bench.net_peers import ours
+from bench.peers import Peer, Program
+from bench.plan import Plan
+from bench.rounds import Cell
+from bench.stage import Live, Stage
+from devices.net.config import NetFeature
+from devices.net.load import Workload
+from vhost.errors import VhostError
+from vhost.frontend import Frontend, Memory
+
+IDLE_S = 3
+SETTLE_S = 0.5
+PASST = "passt"
+PASST_WHERE = "Debian's package passt, from trixie on"
+_BUFFERS, _BUFFER = 128, 2048
+_HEADER = 12
+#: to everybody, of a type for experiments: nobody answers
+_FRAME = b"\xff" * 6 + b"\x52\x54\x00\xbe\x7c\x01" + b"\x88\xb5" + bytes(46)
+
+
+@dataclass(frozen=True)
+class NetIdle:
+    """A back-end that has buffers to fill and has sent a frame, left alone."""
+
+    peer: Peer
+    seconds: float
+
+    @property
+    def name(self) -> str:
+        return self.peer.name
+
+    def run(self, stage: Stage, workload: Workload, *, together: bool) -> Figures:
+        live = stage.awake(self.peer, together=together)
+        assert live is not None
+        (socket,) = stage.sockets(self.peer)
+        mine = replace(workload, packed=self.peer.packed)
+        try:
+            spent = trio.run(self._idle, socket, live)
+        except VhostError as error:
+            raise click.ClickException(f"{self.name}: {error}\n{live.words}") from error
+        return {"workload": asdict(mine), "seconds": self.seconds, "backend_cpu_percent": spent / self.seconds / 1e7}
+
+    async def _idle(self, socket: str, live: Live) -> int:
+        """Nanoseconds of CPU time."""
+        with Memory(8 << 20) as memory:
+            async with Frontend.connect(socket, memory=memory) as frontend:
+                wanted = int(NetFeature.MRG_RXBUF)
+                await frontend.start(queues=2, size=256, packed=self.peer.packed, features=wanted, serve=False)
+                into, out = frontend.queues[0], frontend.queues[1]
+                for token in range(_BUFFERS):
+                    into.ring.add([], [(memory.alloc(_BUFFER), _BUFFER)], token)
+                frame = memory.alloc(_HEADER + len(_FRAME))
+                memory.write(frame, bytes(_HEADER) + _FRAME)
+                out.ring.add([(frame, _HEADER + len(_FRAME))], [], 0)
+                for queue in (into, out):
+                    if queue.ring.publish():
+                        queue.kick()
+                with trio.move_on_after(5):
+                    await trio.lowlevel.wait_readable(out.call_fd)
+                if not out.ring.poll():
+                    raise VhostError("the back-end does not take a frame")
+                await trio.sleep(SETTLE_S)
+                before = time.clock_gettime_ns(live.cpu_clock)
+                await trio.sleep(self.seconds)
+                spent = time.clock_gettime_ns(live.cpu_clock) - before
+                await frontend.stop()
+                return spent
+
+
+def _both(link: tuple[str, ...], before: tuple[str, ...] = ()) -> list[Peer]:
+    """Ours with default settings; `before`: words before the command, a program that becomes it."""
+    found = []
+    for packed in (False, True):
+        peer = ours(link, packed=packed, polling=False)
+        found.append(replace(peer, program=replace(peer.program, command=(*before, *peer.program.command))))
+    return found
+
+
+def _passt(plan: Plan) -> list[Peer]:
+    from guestlib.debian import AssetError
+    from guestlib.trixie import passt
+
+    try:
+        program = passt()
+    except AssetError as error:
+        plan.say(f"missing: {PASST} with --vhost-user ({PASST_WHERE}): {error}")
+        return []
+    words = ("--vhost-user", "-f", "-s", "{folder}/s", "--runas", "0", "-4", "-a", "10.0.4.15", "-n", "24")
+    return [Peer(PASST, Program((*program, *words, "-g", "10.0.4.2")))]
+
+
+@contextmanager
+def opened(_section: str, _stage: Stage, plan: Plan) -> Iterator[tuple[str, list[Cell]]]:
+    """Title and cells; the tap is in a network of its own, where nobody else sends."""
+    if str(TESTS) not in sys.path:
+        sys.path.insert(0, str(TESTS))  # namespaces are made as the tests make theirs
+    from guestlib.debian import AssetError
+    from guestlib.net import namespace
+
+    links = {"null": _both(("--null",)), "user": [*_both(("--user",)), *_passt(plan)]}
+    with ExitStack() as stack:
+        try:
+            space = stack.enter_context(namespace())
+        except AssetError as error:
+            plan.say(f"no tap is measured: {error}")
+        else:
+            links["tap"] = _both(("--tap", f"vhb{os.getpid()}"), tuple(space.command()))
+        yield _titled(links, plan)
+
+
+def _titled(links: dict[str, list[Peer]], plan: Plan) -> tuple[str, list[Cell]]:
+    seconds = min(IDLE_S, plan.runtime * 8)
+    # the load there is not
+    workload = Workload(poll=False, runtime=seconds, warmup=0)
+    cells = []
+    for link, peers in links.items():
+        # a Cell and what is in it are made for disks; what they look at, networks have too
+        those: Any = [NetIdle(peer, seconds) for peer in peers]
+        cells.append(Cell("net-idle", link, workload, those, figure="backend_cpu_percent", device="net"))  # type: ignore[arg-type]
+    return f"a driver is connected and silent for {seconds:g} s", plan.chosen(cells)
