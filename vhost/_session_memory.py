@@ -22,6 +22,7 @@ from vhost.actions import (
 )
 from vhost.constants import (
     LOG_PAGE_SIZE,
+    DeviceType,
     FrontendRequest,
     IotlbPerm,
     IotlbType,
@@ -107,7 +108,7 @@ def add_mem_reg(state: SessionState, message: Message) -> Plan:
         raise Refused("an acknowledgement where none was due")
     _check_region(region)
     postcopy = state.postcopy is Postcopy.LISTENING
-    if region in state.regions and not postcopy:
+    if region in state.regions and not postcopy and state.device.device_id == DeviceType.NET:
         return Plan()  # QEMU 7.2 says everything about memory once for each pair of a card's queues
     _check_slots(state, len(state.regions) + 1)
     _check_overlap([*state.regions, region])
@@ -149,7 +150,7 @@ def rem_mem_reg(state: SessionState, message: Message) -> Plan:
 
     def done(_result: object) -> None:
         state.regions = rest
-        if state.device.num_queues > 1:
+        if state.device.device_id == DeviceType.NET:
             state.removed.append(key)
 
     return Plan([RemoveRegion(region)], done)

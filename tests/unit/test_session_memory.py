@@ -6,6 +6,7 @@ import pytest
 from sessionlib import EVERYTHING, GUEST, MODERN, F, P, Peer, V, addr, ready
 
 from vhost import actions as a
+from vhost.constants import DeviceType
 from vhost.errors import ProtocolError
 from vhost.messages import LogBase, MemRegion, MemTable, VringAddr, VringFd, VringState
 from vhost.session import Options, Postcopy
@@ -73,7 +74,7 @@ def test_slots_have_an_end() -> None:
 
 def test_each_queue_pair_says_it_again() -> None:
     """QEMU 7.2 has a device of its own for each pair of a network card's queues, and every one tells of all memory."""
-    peer = Peer()
+    peer = Peer(device_id=DeviceType.NET)
     peer.negotiate()
     for _ in range(3):
         assert peer.acked(F.ADD_MEM_REG, GUEST, fds=1) == 0
