@@ -66,12 +66,26 @@ def no_leaks(request: pytest.FixtureRequest) -> Iterator[None]:
         pytest.fail(f"leaked descriptors: {leaked or 'none'}; processes left: {left or 'none'}", pytrace=False)
 
 
+#: what is held against the clock, or polls a processor: not beside others
+CALM = (
+    "interop/",
+    "conformance/test_bench",
+    "conformance/test_fs_bench",
+    "conformance/test_load",
+    "conformance/test_net_",
+)
+
+
 def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "calm: wants the machine for itself; set by CALM")
     config.addinivalue_line("markers", "leaks(reason): the test leaves a descriptor or process behind on purpose")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Cheap tests first: real guests last, slow ones before them."""
+    for item in items:
+        if any(f"/tests/{part}" in item.path.as_posix() for part in CALM):
+            item.add_marker("calm")
     items.sort(
         key=lambda item: (item.get_closest_marker("guest") is not None, item.get_closest_marker("slow") is not None)
     )
