@@ -231,6 +231,8 @@ async def test_modes_are_those_of_qemu() -> None:
     async with display(gpu) as guest:
         assert (await modes_of(guest))[0] == (0, 0, 640, 480, 1)
         async with shown(guest, (0, 0, 1024, 768, 1, 0), (1024, 5, 800, 600, 1, 0)) as qemu:
+            answer = await guest.do(Cmd.GET_EDID, struct.pack("<II", 0, 0))  # as Linux does, before the modes
+            assert answer[8 : 8 + 128] == edid(0)
             modes = await modes_of(guest)
             assert modes[:3] == [(0, 0, 1024, 768, 1), (1024, 5, 800, 600, 1), (0,) * 5]
             answer = await guest.do(Cmd.GET_EDID, struct.pack("<II", 1, 0))

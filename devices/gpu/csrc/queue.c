@@ -48,14 +48,20 @@ static uint32_t control(struct gpu *gpu, struct gpu_cmd *cmd)
 	return ring_chain_write(cmd->chain, 0, &cmd->out, cmd->out_len);
 }
 
-/* Has the driver to wait for the modes? Whoever knows them is asked, once. */
+/* What a monitor is: Linux asks for its EDID first, then for its mode. */
+static bool asks_modes(const struct gpu_cmd *cmd)
+{
+	return cmd->in_len >= sizeof(cmd->in.hdr) && (cmd->in.hdr.type == VIRTIO_GPU_CMD_GET_DISPLAY_INFO ||
+						      cmd->in.hdr.type == VIRTIO_GPU_CMD_GET_EDID);
+}
+
+/* Has the driver to wait for the modes? Whoever knows them is asked, once for each command. */
 static bool must_wait(struct gpu_queue *q, const struct gpu_cmd *cmd, int budget)
 {
 	struct gpu *gpu = q->gpu;
 	const uint64_t one = 1;
 
-	if (q->cursor || gpu->asked < 0 || cmd->in_len < sizeof(cmd->in.hdr) ||
-	    cmd->in.hdr.type != VIRTIO_GPU_CMD_GET_DISPLAY_INFO)
+	if (q->cursor || gpu->asked < 0 || !asks_modes(cmd))
 		return false;
 	if (!q->waiting) {
 		gpu->answered = false;
