@@ -6,11 +6,21 @@
 """
 
 from guestlib.agent import Agent, CommandFailed, Result
-from guestlib.assets import Qemu, backports_qemu, boot_disk, debian_kernel, system_qemu
+from guestlib.assets import Kernel, Qemu, backports_qemu, boot_disk, debian_display_kernel, debian_kernel, system_qemu
 from guestlib.backends import Backend, storage_daemon, vhost, vhost_blk
 from guestlib.debian import AssetError
 from guestlib.process import GuestError, Proc, started, tail
-from guestlib.qemu import QemuConfig, QemuGuest, VhostFs, VhostNet, VhostUser, boot_qemu, find_accel, memory_object
+from guestlib.qemu import (
+    QemuConfig,
+    QemuGuest,
+    VhostFs,
+    VhostGpu,
+    VhostNet,
+    VhostUser,
+    boot_qemu,
+    find_accel,
+    memory_object,
+)
 from guestlib.qmp import Qmp, QmpError
 from guestlib.uml import UmlDevice, UmlGuest, boot_uml
 
@@ -20,6 +30,7 @@ __all__ = [
     "Backend",
     "CommandFailed",
     "GuestError",
+    "Kernel",
     "Proc",
     "Qemu",
     "QemuConfig",
@@ -30,12 +41,14 @@ __all__ = [
     "UmlDevice",
     "UmlGuest",
     "VhostFs",
+    "VhostGpu",
     "VhostNet",
     "VhostUser",
     "backports_qemu",
     "boot_disk",
     "boot_qemu",
     "boot_uml",
+    "debian_display_kernel",
     "debian_kernel",
     "find_accel",
     "memory_object",

@@ -62,12 +62,21 @@ class Qemu:
 
 def debian_kernel() -> Kernel:
     """Debian's current cloud kernel for this release, fetched at the first call."""
-    base = GUEST / "kernel"
+    return _debian_kernel("kernel", "linux-image-cloud-amd64")
+
+
+def debian_display_kernel() -> Kernel:
+    """Debian's current kernel with drivers for displays, which the cloud kernel lacks; fetched at the first call."""
+    return _debian_kernel("kernel-full", "linux-image-amd64")
+
+
+def _debian_kernel(name: str, package: str) -> Kernel:
+    base = GUEST / name
     with locked("kernel"):
         if not (base / "release").exists():
             shutil.rmtree(base, ignore_errors=True)
             try:
-                release = debian.fetch_kernel("linux-image-cloud-amd64", base / "root")
+                release = debian.fetch_kernel(package, base / "root")
             except AssetError as error:
                 raise AssetError(f"no Debian kernel for the guest: {error}") from error
             tree = base / "root" if (base / "root/lib").exists() else base / "root/usr"
@@ -457,7 +466,7 @@ def prepare(level: str) -> int:
             print(f"setup: {name}: {error}", file=sys.stderr)
             return 1
     if level != "demo":
-        for optional in (backports_qemu, libblkio, passt):
+        for optional in (backports_qemu, debian_display_kernel, libblkio, passt):
             try:
                 optional()
             except AssetError as error:

@@ -144,6 +144,31 @@ class VhostNet:
 
 
 @dataclass(frozen=True)
+class VhostGpu:
+    """One vhost-user display of a machine; it needs a kernel with its driver, and a QEMU newer than 7.2, or KVM.
+
+    Args:
+        socket: the back-end's socket.
+        outputs: monitors it can have.
+        options: further properties, as on QEMU's command line.
+    """
+
+    socket: Path
+    outputs: int = 1
+    packed: bool = False
+    options: str = ""
+
+    def words(self, number: int, version: tuple[int, int]) -> list[str]:
+        """QEMU's words for the device, its ids numbered ``number``."""
+        device = [f"vhost-user-gpu-pci,id=dev{number},chardev=chr{number},max_outputs={self.outputs}"]
+        if self.packed:
+            device.append("packed=on")
+        if self.options:
+            device.append(self.options)
+        return ["-chardev", f"socket,id=chr{number},path={self.socket}", "-device", ",".join(device)]
+
+
+@dataclass(frozen=True)
 class QemuConfig:
     """A machine.
 
@@ -156,11 +181,13 @@ class QemuConfig:
         from_disk: no kernel is given: the firmware boots the machine's disk.
         reboots: a reboot in the guest restarts the machine instead of ending QEMU.
         incoming: wait for a migration; there is no boot to wait for.
+        kernel: another kernel than Debian's cloud kernel.
+        drivers: modules beyond the usual ones.
         append: words for the kernel's command line.
         extra: words for QEMU's command line.
     """
 
-    devices: tuple[VhostUser | VhostNet | VhostFs, ...] = ()
+    devices: tuple[VhostUser | VhostNet | VhostFs | VhostGpu, ...] = ()
     memory_mib: int = 320
     smp: int = 2
     memory: str = "memfd"
@@ -170,6 +197,8 @@ class QemuConfig:
     from_disk: bool = False
     reboots: bool = False
     incoming: bool = False
+    kernel: assets.Kernel | None = None
+    drivers: tuple[str, ...] = ()
     append: str = ""
     extra: tuple[str, ...] = ()
     qemu: assets.Qemu = field(default_factory=assets.system_qemu)
@@ -221,12 +250,12 @@ class QemuConfig:
         for number, device in enumerate(self.devices):
             words += device.words(number, version)
         if not self.from_disk:
-            kernel = assets.debian_kernel()
+            kernel = self.kernel or assets.debian_kernel()
             words += [
                 "-kernel",
                 str(kernel.image),
                 "-initrd",
-                str(assets.initramfs(kernel)),
+                str(assets.initramfs(kernel, drivers=(*assets.DRIVERS, *self.drivers))),
                 "-append",
                 self._command_line(),
             ]
