@@ -330,12 +330,17 @@ static uint64_t fresh_seed(void)
 	return ((uint64_t)now.tv_nsec << 20 ^ (uint64_t)now.tv_sec ^ (uint64_t)getpid() << 50) & ~7ULL;
 }
 
+struct ticker {
+	struct side *in;
+	atomic_bool end;
+};
+
 static void *progress(void *arg)
 {
-	struct side *in = arg;
+	struct ticker *t = arg;
 
-	for (;;) {
-		printf("moved %llu\n", in->done);
+	while (!atomic_load(&t->end)) {
+		printf("moved %llu\n", t->in->done);
 		usleep(200000);
 	}
 	return NULL;
@@ -347,18 +352,23 @@ static int do_tcp(const char *host, uint16_t port, uint64_t up, uint64_t down, u
 	int fd = joined(host, port, SOCK_STREAM);
 	struct side out = { .fd = fd, .seed = h.seed, .want = up, .pause_us = pause_us, .end = &stop };
 	struct side in = { .fd = fd, .seed = ~h.seed, .want = down };
+	struct ticker ticker = { .in = &in };
 	pthread_t thread, reading, ticks;
 
 	if (!send_all(fd, &h, sizeof(h)))
 		die("send");
 	pthread_create(&thread, NULL, writer, &out);
 	if (up == FOREVER)
-		pthread_create(&ticks, NULL, progress, &in);
+		pthread_create(&ticks, NULL, progress, &ticker);
 	pthread_create(&reading, NULL, reader, &in);
 	pthread_join(thread, NULL);
 	if (up == FOREVER)
 		shutdown(fd, SHUT_WR);
 	pthread_join(reading, NULL);
+	if (up == FOREVER) {	/* the last line is the verdict */
+		atomic_store(&ticker.end, true);
+		pthread_join(ticks, NULL);
+	}
 	if (up != FOREVER && recv(fd, &h, 1, 0) != 0)	/* a reset where the far end found a wrong byte */
 		in.bad = true;
 	printf("tcp sent=%llu got=%llu bad=%d\n", out.done, in.done, in.bad || out.bad);
