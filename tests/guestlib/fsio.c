@@ -15,6 +15,7 @@
  *   storm DIR THREADS SECONDS	renames over one another; every file is somewhere at the end
  *   lock FILE r|w|u START LEN [wait] [hold]	fcntl; "busy PID" and status 3 where somebody else has it; "hold": until stdin ends
  *   flock FILE r|w [wait] [hold]
+ *   keep DIR			until DIR/stop exists: use an open file that is locked, one without a name, a folder; "ok N" each time
  *   as UID GID GROUP,.. PROGRAM ARGS	run with these ids
  */
 #define _GNU_SOURCE
@@ -402,6 +403,45 @@ static int do_flock(char **arg)
 	return 3;
 }
 
+/* Write to @fd, and read it back past what is cached. */
+static void use(int fd, int n)
+{
+	char text[17], back[16];
+
+	snprintf(text, sizeof(text), "%016d", n);
+	check(pwrite(fd, text, 16, n % 1000 * 16) == 16, "write %d", n);
+	posix_fadvise(fd, 0, 0, POSIX_FADV_DONTNEED);
+	check(pread(fd, back, 16, n % 1000 * 16) == 16 && !memcmp(text, back, 16), "read %d", n);
+	if (n > 500)
+		check(pread(fd, back, 16, (n - 500) % 1000 * 16) == 16 && atoi(back) == n - 500, "read %d again", n - 500);
+}
+
+static int keep(char **arg)
+{
+	struct flock range = { .l_type = F_WRLCK, .l_start = 1 << 20, .l_len = 10 }, other = range;
+	int n, named, unnamed, dir = opened(arg[0], O_RDONLY | O_DIRECTORY);
+	struct stat st;
+
+	named = openat(dir, "named", O_RDWR | O_CREAT, 0644);
+	unnamed = openat(dir, "unnamed", O_RDWR | O_CREAT, 0644);
+	check(named >= 0 && unnamed >= 0 && unlinkat(dir, "unnamed", 0) == 0, "files");
+	check(fcntl(named, F_SETLK, &range) == 0 && flock(named, LOCK_EX) == 0, "lock");
+	other.l_start += 100;
+	for (n = 1; faccessat(dir, "stop", F_OK, 0) < 0; n++) {
+		use(named, n);
+		use(unnamed, n);
+		other.l_type = n % 2 ? F_RDLCK : F_UNLCK;
+		check(fcntl(named, F_SETLK, &other) == 0, "lock %d", n);
+		check(fstat(unnamed, &st) == 0 && st.st_nlink == 0, "stat %d", n);
+		printf("ok %d\n", n);
+		fflush(stdout);
+		usleep(20000);
+	}
+	check(fsync(named) == 0 && fsync(unnamed) == 0 && close(unnamed) == 0, "fsync");
+	printf("ok\n");
+	return 0;
+}
+
 static int as(char **arg)
 {
 	gid_t groups[32];
@@ -425,6 +465,7 @@ int main(int argc, char **argv)
 		{ "many", 2, many }, { "verify", 3, verify }, { "mmap", 2, do_mmap }, { "holes", 1, holes },
 		{ "xattr", 1, do_xattr }, { "big", 1, big }, { "tmpfile", 1, do_tmpfile }, { "open", 1, do_open },
 		{ "append", 3, append }, { "storm", 3, storm }, { "lock", 4, lock }, { "flock", 2, do_flock }, { "as", 4, as },
+		{ "keep", 1, keep },
 	};
 	size_t i;
 
