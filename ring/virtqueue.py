@@ -165,6 +165,7 @@ class Virtqueue:
         self._kick_fd: int | None = None
         self._resumed: trio.Event | None = None
         self._drained: trio.Event | None = None
+        self._ended: trio.Event | None = None
         self._token: trio.lowlevel.TrioToken | None = None
 
     # --- control
@@ -408,8 +409,21 @@ class Virtqueue:
         old, self._kick_fd = self._kick_fd, None if fd is None or fd < 0 else fd
         self._wake(old)
 
+    async def ended(self) -> None:
+        """Wait until the queue is stopped, or given up by `break_`; for a device that waits for other things, too.
+
+        Cancellation: safe.
+        """
+        if self._ended is None:
+            self._ended = trio.Event()
+        if not self._running or self.state is not QueueState.RUNNING:
+            self._ended.set()
+        await self._ended.wait()
+
     def _wake(self, fd: int | None = None) -> None:
         """Let a task in `wait` look at the world again."""
+        if self._ended is not None and (not self._running or self.state is not QueueState.RUNNING):
+            self._ended.set()
         fd = self._kick_fd if fd is None else fd
         if self._sleeping and fd is not None:
             trio.lowlevel.notify_closing(fd)

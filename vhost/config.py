@@ -26,7 +26,15 @@ from typing import Any
 
 from vhost.plugin import ConfigError, DeviceType, Option, find_device_type
 
-__all__ = ["CONNECTION_OPTIONS", "SERVER_OPTIONS", "Config", "DeviceConfig", "load", "parse_endpoint"]
+__all__ = [
+    "CONNECTION_OPTIONS",
+    "SERVER_OPTIONS",
+    "Config",
+    "DeviceConfig",
+    "load",
+    "parse_endpoint",
+    "with_companions",
+]
 
 #: of every device: where its front-end comes from and which of the server's services it gets
 CONNECTION_OPTIONS = (
@@ -146,6 +154,22 @@ def device_config(table: Mapping[str, Any], where: str) -> DeviceConfig:
         raise ConfigError(f"{where}: {exc}") from exc
 
 
+def with_companions(device: DeviceConfig) -> list[DeviceConfig]:
+    """A device, and those that come with it.
+
+    Raises:
+        ConfigError: one of those is not installed, or has no such option.
+    """
+    found = [device]
+    for each in device.type.companions(device.values) if device.type.companions is not None else ():
+        kind = find_device_type(each.type)
+        connection = take(CONNECTION_OPTIONS, {"socket-path": each.socket_path})
+        for shared in ("socket_mode", "packed", "iommu", "inband"):
+            connection[shared] = device.connection[shared]
+        found.append(DeviceConfig(kind, f"{device.name}-{each.name}", kind.values(each.given), connection))
+    return found
+
+
 def load(path: Path) -> Config:
     """Read a configuration file.
 
@@ -170,7 +194,8 @@ def load(path: Path) -> Config:
         raise ConfigError(f"{path}: [server]: {exc}") from exc
     if server:
         raise ConfigError(f"{path}: [server]: no option {sorted(server)[0]!r}")
-    config = Config(values, [device_config(t, f"{path}: device {i + 1}") for i, t in enumerate(tables)])
+    devices = [device_config(t, f"{path}: device {i + 1}") for i, t in enumerate(tables)]
+    config = Config(values, [each for device in devices for each in with_companions(device)])
     check_unique(config.devices, str(path))
     if not config.devices:
         raise ConfigError(f"{path}: no [[device]] to serve")

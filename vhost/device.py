@@ -86,6 +86,11 @@ class Link:
     def config_changed(self) -> None:
         """Tell the front-end to read the configuration space again (CONFIG_CHANGE)."""
 
+    @property
+    def ending(self) -> bool:
+        """It ends because this side does: the guest may go on with the next process."""
+        return False
+
     async def pause(self) -> None:
         """Take no new requests from any queue of this connection, nor of rings that start later."""
 
@@ -230,6 +235,9 @@ class Device:
         Raises: ValueError: refused; the front-end is told.
         """
         raise ValueError("the configuration space is read-only")
+
+    def meet(self, others: Mapping[str, Device]) -> None:
+        """Other devices of this process by name, before any is served. Raises: VhostError: one is missing."""
 
     # Life-cycle, called by the server in this order
 

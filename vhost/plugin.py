@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from vhost.device import Device
 
 __all__ = [
+    "Companion",
     "ConfigError",
     "DeviceType",
     "Option",
@@ -165,6 +166,23 @@ class Option:
 
 
 @dataclass(frozen=True, slots=True)
+class Companion:
+    """A second device that comes with one, served on a socket of its own.
+
+    Attributes:
+        type: its device type's name.
+        name: in logs, metrics and the control socket, behind the name of the first and a dash.
+        socket_path: where it is served.
+        given: its options, names with dashes.
+    """
+
+    type: str
+    name: str
+    socket_path: str
+    given: Mapping[str, object]
+
+
+@dataclass(frozen=True, slots=True)
 class DeviceType:
     """A kind of device that the command, the configuration file and libvirt can name.
 
@@ -177,6 +195,7 @@ class DeviceType:
             stores and links. Raises :class:`ConfigError` for what the user can mend.
         features: Names for the capability JSON; those of QEMU's schema only.
         parameter_help: Text under the options in ``--help``.
+        companions: Devices that are served beside it, by its option values; it finds them by `Device.meet`.
     """
 
     name: str
@@ -186,6 +205,7 @@ class DeviceType:
     open: Callable[[Mapping[str, Any]], AbstractAsyncContextManager[Device]]
     features: Sequence[str] = ()
     parameter_help: str = ""
+    companions: Callable[[Mapping[str, Any]], Sequence[Companion]] | None = None
 
     def values(self, given: Mapping[str, object]) -> dict[str, Any]:
         """Every option's value: ``given`` (option names with dashes) converted, defaults for the rest.

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from vhost.capabilities import capabilities
-from vhost.config import CONNECTION_OPTIONS, SERVER_OPTIONS, Config, DeviceConfig
+from vhost.config import CONNECTION_OPTIONS, SERVER_OPTIONS, Config, DeviceConfig, check_unique, with_companions
 from vhost.plugin import ConfigError, DeviceType, Option
 
 __all__ = ["click_option", "device_command"]
@@ -82,7 +82,9 @@ def _config(device_type: DeviceType, given: dict[str, Any]) -> Config:
         if option.required and given[option.key] is None:
             raise click.UsageError(f"option --{option.name} is missing: {option.help}")
     device = DeviceConfig(device_type, name or device_type.name, given, connection, -1 if fd is None else fd)
-    return Config(server, [device])
+    devices = with_companions(device)
+    check_unique(devices, device_type.name)
+    return Config(server, devices)
 
 
 class DeviceCommand(click.Command):
