@@ -150,6 +150,7 @@ def modules() -> list[str]:
                 raise SystemExit("VHOST_WITH_NBD=1 but pkg-config finds no libnbd; install libnbd-dev")
     if (ROOT / "devices/gpu/csrc/gpu.h").exists():
         found.append("ffi_build.py:gpu")
+        found.append("ffi_build.py:gpu_load")
     if (ROOT / "devices/net/csrc/net.h").exists():
         found.append("ffi_build.py:net")
         if (ROOT / "devices/net/csrc/load.h").exists():
@@ -245,9 +246,20 @@ def net() -> FFI:
 def gpu() -> FFI:
     """The virtio-gpu data path, 2D."""
     folder = "devices/gpu/csrc"
-    names = sorted(path.name for path in (ROOT / folder).glob("*.c"))
+    names = sorted(path.name for path in (ROOT / folder).glob("*.c") if not path.stem.startswith("load"))
     return extension(
         "devices.gpu._gpu", [f"{folder}/gpu.h"], sources(folder, *names) + RING_HOT, libraries=[], include=ring
+    )
+
+
+def gpu_load() -> FFI:
+    """The load generator for displays."""
+    return extension(
+        "devices.gpu._load",
+        ["devices/gpu/csrc/load.h"],
+        sources("devices/gpu/csrc", "load.c", "load_display.c") + sources("ring/csrc", "driver.c"),
+        libraries=[],
+        include=ring,
     )
 
 

@@ -21,6 +21,7 @@ import trio
 import vhost
 from devices.gpu import Gpu
 from vhost.frontend import Frontend
+from vhost.frontend.core import Target
 
 _HEADER = struct.Struct("<IIQIB3x")
 _FENCE = 1
@@ -202,7 +203,7 @@ async def plugged(gpu: Gpu) -> AsyncIterator[str]:
 
 @asynccontextmanager
 async def driver(
-    path: str, *, packed: bool = False, features: int = 0xE, memory: int = 64 << 20
+    path: Target, *, packed: bool = False, features: int = 0xE, memory: int = 64 << 20
 ) -> AsyncIterator[Guest]:
     """A driver of what is served there."""
     async with Frontend.connect(path, memory_size=memory) as fe:

@@ -1,0 +1,89 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * load.h - load generator for virtio-gpu: a guest's frames at full speed, in one thread, without the GIL.
+ *
+ * A frame is a TRANSFER_TO_HOST_2D and the RESOURCE_FLUSH of the same rectangle, made visible together, as Linux does.
+ * It owns neither ring nor memory; the resource is made and shown by somebody else. The same thread is QEMU at the other
+ * end of the display socket, where there is one: it reads what the back-end shows, and answers what it asks.
+ */
+#ifndef GPU_LOAD_H
+#define GPU_LOAD_H
+
+#include "ring/csrc/driver.h"
+
+/* cffi:begin */
+enum {
+	GPU_LOAD_DEPTH = 256,		/* frames in flight */
+	GPU_LOAD_SLOT_BYTES = 256,	/* of a frame's commands and replies */
+	GPU_LOAD_HIST = 3776,		/* buckets of the histogram: ring/csrc/measure.h */
+
+	GPU_LOAD_E_REPLY = 1,		/* kinds of errors, for first_error: type of a reply */
+	GPU_LOAD_E_LENGTH = 2,		/* used length of a reply */
+	GPU_LOAD_E_RING = 3,		/* the device broke the ring: RING_E_* */
+};
+
+struct gpu_load;
+
+struct gpu_load_config {
+	uint32_t width, height;			/* of the resource, pixels */
+	uint32_t rect_width, rect_height;	/* of what a frame changes */
+	uint32_t depth;
+	uint32_t resource;
+	uint32_t random;	/* rectangles at random; 0: side by side, row by row */
+	uint32_t poll;		/* 1: never sleep, no notifications */
+	uint32_t indirect;
+	uint32_t pad;
+	uint64_t seed;
+};
+
+struct gpu_load_stats {
+	uint64_t ns;		/* measured time, by CLOCK_MONOTONIC */
+	uint64_t ticks;		/* the same in the ticks that the histogram counts */
+	uint64_t cpu_ns;	/* CPU time of the generator's thread */
+	uint64_t done;		/* frames that are through */
+	uint64_t replies;
+	uint64_t errors;
+	uint64_t first_error;	/* GPU_LOAD_E_* */
+	uint64_t first_error_info;
+	uint64_t kicks;
+	uint64_t calls;		/* notifications the device sent */
+	uint64_t batches;	/* polls that found something */
+	uint64_t sleeps;
+	uint64_t updates;	/* that came to the display */
+	uint64_t shown_bytes;	/* pixels of them */
+	uint64_t voluntary;	/* context switches of the generator's thread */
+	uint64_t involuntary;
+	uint64_t samples;	/* latencies in the histogram; only of frames begun and through within the run */
+	uint64_t max_ticks;
+	uint64_t hist[3776];	/* GPU_LOAD_HIST */
+};
+
+/* NULL without memory or if the configuration makes no sense. */
+struct gpu_load *gpu_load_new(const struct gpu_load_config *config);
+void gpu_load_free(struct gpu_load *load);
+/*
+ * The control queue, and @depth pieces of GPU_LOAD_SLOT_BYTES of guest memory. The caller keeps both. 0, -ENOMEM.
+ */
+int gpu_load_set_queue(struct gpu_load *load, struct ring_drv *drv, int kick_fd, int call_fd, void *slots,
+		       uint64_t slots_gpa);
+/* Be QEMU on @fd, non-blocking and not owned; pixels are kept with @keep. 0, -ENOMEM. */
+int gpu_load_set_display(struct gpu_load *load, int fd, int keep);
+/* Read what came on it and answer. 0; -EPIPE: the other side closed it, -EPROTO: it sent nonsense. */
+int gpu_load_read_display(struct gpu_load *load);
+/* What the display shows, @width x @height pixels; NULL: another size, or nothing was kept. */
+const uint8_t *gpu_load_shown(const struct gpu_load *load);
+/*
+ * Send frames for @duration_ns, or until gpu_load_stop(). Those in flight stay so; @drain sends none, and returns when
+ * none is. Statistics start anew. 0, -ETIME if a drain did not end in time, -EIO once the device broke the ring, -EPIPE
+ * and -EPROTO as above.
+ */
+int gpu_load_run(struct gpu_load *load, uint64_t duration_ns, int drain);
+/* From any thread. */
+void gpu_load_stop(struct gpu_load *load);
+/* Of the last run; the pointer stays valid until gpu_load_free(). */
+const struct gpu_load_stats *gpu_load_stats(const struct gpu_load *load);
+/* Middle of histogram bucket @bucket, in ticks. */
+uint64_t gpu_load_hist_value(uint32_t bucket);
+/* cffi:end */
+
+#endif

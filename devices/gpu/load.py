@@ -1,0 +1,382 @@
+"""Load on any vhost-user-gpu back-end: a C generator on our front-end's rings, and what it costs both sides.
+
+result = await measure("/run/vm0-gpu.sock", Workload(rect=(256, 256), display=True))
+print(result.frames_per_second, result.updates_per_second)
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+import socket
+import struct
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from typing import Any, Final
+
+import trio
+
+from devices.gpu._load import ffi, lib
+from ring import strerror
+from vhost._shelter import bare_errors
+from vhost.bench.generate import BackendCost, Latency, Spent, histogram_of, pinned, run_threads
+from vhost.constants import FrontendRequest, VirtioFeature
+from vhost.errors import DeviceError, VhostError
+from vhost.frontend import Frontend, Memory, NativeRing
+from vhost.frontend.core import Target
+
+__all__ = ["Result", "Workload", "measure"]
+
+_RESOURCE: Final = 1
+_B8G8R8X8: Final = 2
+_PIXEL: Final = 4
+_SIDE_MAX: Final = 16384
+_HEADER: Final = struct.Struct("<IIQIB3x")
+_CREATE_2D, _UNREF, _SET_SCANOUT, _ATTACH_BACKING = 0x101, 0x102, 0x103, 0x106
+_OK: Final = 0x1100
+_ENTRY: Final = struct.Struct("<QII")
+_PIECES_MAX: Final = 16384
+_DRAIN_S: Final = 10
+_SHOWN_S: Final = 10
+
+_ERRORS: Final = {
+    lib.GPU_LOAD_E_REPLY: "a command was answered with {info:#x}",
+    lib.GPU_LOAD_E_LENGTH: "a reply has {info} bytes",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """What a guest draws.
+
+    Attributes:
+        size: of the resource that is shown, pixels.
+        rect: of what a frame changes: TRANSFER_TO_HOST_2D and RESOURCE_FLUSH; empty: all of it.
+        depth: frames in flight, 1-256.
+        display: be QEMU at the other end of a display socket, and read what is shown.
+        piece_bytes: the resource's memory is in pieces of so many bytes; 0: one.
+        queue_size: entries; 0: as many as `depth` needs, at least 128.
+        random: rectangles at random; else side by side.
+        packed, event_idx, indirect: ring features; event_idx and indirect as far as offered.
+        poll: the front-end polls; else it sleeps.
+        runtime, warmup: seconds.
+        verify: with a display: it shows in the end what the guest's memory holds.
+        hugepages: guest memory in 2 MiB pages.
+        cpus: processor of the front-end; empty: not pinned.
+    """
+
+    size: tuple[int, int] = (1920, 1080)
+    rect: tuple[int, int] | tuple[()] = ()
+    depth: int = 4
+    display: bool = False
+    piece_bytes: int = 0
+    queue_size: int = 0
+    random: bool = True
+    packed: bool = False
+    event_idx: bool = True
+    indirect: bool = True
+    poll: bool = True
+    runtime: float = 2
+    warmup: float = 0.5
+    verify: bool = False
+    hugepages: bool = False
+    cpus: Sequence[int] = ()
+    seed: int = 1
+
+    @property
+    def area(self) -> tuple[int, int]:
+        """Of a frame, pixels."""
+        return self.rect or self.size
+
+    @property
+    def bytes(self) -> int:
+        """Of the resource's memory."""
+        return self.size[0] * self.size[1] * _PIXEL
+
+    @property
+    def frame_bytes(self) -> int:
+        """Of a frame's pixels."""
+        return self.area[0] * self.area[1] * _PIXEL
+
+    @property
+    def entries(self) -> int:
+        """Of the control queue."""
+        return self.queue_size or 1 << (max(128, self.depth * 4) - 1).bit_length()
+
+    def check(self) -> None:
+        """Raises: ValueError: it makes no sense."""
+        if not all(16 <= side <= _SIDE_MAX for side in self.size):
+            raise ValueError(f"a picture of {_times(self.size)} pixels is not 16x16 to {_SIDE_MAX}x{_SIDE_MAX}")
+        if not all(1 <= side <= most for side, most in zip(self.area, self.size, strict=True)):
+            raise ValueError(f"a rectangle of {_times(self.area)} pixels does not lie in one of {_times(self.size)}")
+        if not 1 <= self.depth <= lib.GPU_LOAD_DEPTH:
+            raise ValueError(f"depth {self.depth} is not 1 to {lib.GPU_LOAD_DEPTH}")
+        if self.piece_bytes and self.bytes > self.piece_bytes * _PIECES_MAX:
+            raise ValueError(f"more than {_PIECES_MAX} pieces of memory; use larger ones")
+        if self.verify and not self.display:
+            raise ValueError("what is shown can be compared only with a display")
+        if missing := set(self.cpus) - os.sched_getaffinity(0):
+            raise ValueError(f"this process may not run on processor {min(missing)}")
+
+
+def _times(size: Sequence[int]) -> str:
+    return "x".join(map(str, size))
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """One run. Counts per frame are over those that were through within the measured time."""
+
+    workload: Workload
+    features: int
+    seconds: float
+    frames: int
+    frames_per_second: float
+    bytes_per_second: float
+    """Pixels that the guest transferred."""
+    updates_per_second: float
+    """Messages with pixels that came to the display."""
+    shown_bytes_per_second: float
+    """Pixels of them."""
+    latency: Latency
+    errors: int
+    first_error: str
+    frontend_cpu_us: float
+    """CPU time of the front-end's thread per frame."""
+    backend_cpu_us: float | None
+    """CPU time of all of the back-end's threads per frame; None where its process is not known."""
+    backend_cpu_percent: float | None
+    kicks: float
+    """Per frame, as are `calls`."""
+    calls: float
+    frontend_switches: float
+    backend_switches: float | None
+    histogram: list[tuple[float, int]] = field(repr=False, default_factory=list)
+    """Latency in microseconds and how many frames had it."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+class _Generator:
+    """`struct gpu_load`, its queue, its display."""
+
+    def __init__(self, frontend: Frontend, workload: Workload) -> None:
+        config = ffi.new("struct gpu_load_config *")
+        config.width, config.height = workload.size
+        config.rect_width, config.rect_height = workload.area
+        config.depth, config.resource, config.random = workload.depth, _RESOURCE, workload.random
+        config.poll, config.seed = workload.poll, workload.seed
+        config.indirect = bool(frontend.features & VirtioFeature.INDIRECT_DESC)
+        self.workload = workload
+        self._display: socket.socket | None = None
+        self.news = trio.Event()  # of the display
+        self._cpu = workload.cpus[0] if workload.cpus else None
+        self._ptr = lib.gpu_load_new(config)
+        if self._ptr == ffi.NULL:
+            raise ValueError("the generator cannot drive this load")
+        memory, queue = frontend.memory, frontend.queues[0]
+        assert isinstance(queue.ring, NativeRing)
+        slots = memory.alloc(lib.GPU_LOAD_SLOT_BYTES * workload.depth, 4096)
+        where = ffi.cast("void *", memory.hva(slots))
+        if lib.gpu_load_set_queue(self._ptr, queue.ring.driver.ptr, queue.kick_fd, queue.call_fd, where, slots) < 0:
+            raise MemoryError
+
+    async def plug(self, frontend: Frontend) -> None:
+        """Be the display."""
+        ours, theirs = socket.socketpair()
+        ours.setblocking(False)
+        self._display = ours
+        with theirs:
+            await frontend.send(FrontendRequest.GPU_SET_SOCKET, fds=[theirs.fileno()])
+        if lib.gpu_load_set_display(self._ptr, ours.fileno(), self.workload.verify) < 0:
+            raise MemoryError
+
+    async def read_display(self) -> None:
+        """For ever, or until nobody wants it any more."""
+        assert self._display is not None
+        while True:
+            await trio.lowlevel.wait_readable(self._display)
+            code = lib.gpu_load_read_display(self._ptr)
+            news, self.news = self.news, trio.Event()
+            news.set()
+            if code < 0:
+                raise DeviceError(_display_error(code))
+
+    def shown(self) -> bytes | None:
+        """Pixels of the display; None: not kept, or of another size."""
+        pixels = lib.gpu_load_shown(self._ptr)
+        return None if pixels == ffi.NULL else bytes(ffi.buffer(pixels, self.workload.bytes))
+
+    def run(self, seconds: float, drain: bool) -> int:
+        """On a thread of its own; the GIL is released."""
+        return pinned(self._cpu, partial(lib.gpu_load_run, self._ptr, int(seconds * 1e9), drain))
+
+    def stop(self) -> None:
+        lib.gpu_load_stop(self._ptr)
+
+    @property
+    def stats(self) -> Any:
+        return lib.gpu_load_stats(self._ptr)
+
+    def close(self) -> None:
+        lib.gpu_load_free(self._ptr)
+        if self._display is not None:
+            self._display.close()
+
+
+def _display_error(code: int) -> str:
+    if code == -errno.EPIPE:
+        return "the back-end closed the display's socket"
+    return "the back-end sent nonsense on the display's socket"
+
+
+async def measure(target: Target, workload: Workload) -> Result:
+    """Connect, show a resource, warm up, measure, drain.
+
+    Args:
+        target: path of the back-end's socket, or a connected socket, which is taken over.
+
+    Raises:
+        ValueError: the workload makes no sense.
+        VhostError: no connection, or the back-end lacks what is asked for.
+        DeviceError: it returned nonsense, refused something, or stopped answering.
+
+    Cancellation: the generator stops within a round.
+    """
+    workload.check()
+    with Memory(_memory_bytes(workload), hugepages=workload.hugepages) as memory:
+        async with Frontend.connect(target, memory=memory) as frontend:
+            if not frontend.features_offered & VirtioFeature.VERSION_1:
+                raise VhostError("the back-end offers no VIRTIO 1.0 device; this front-end drives no older ones")
+            await frontend.start(
+                queues=2, size=workload.entries, packed=workload.packed, event_idx=workload.event_idx,
+                indirect=workload.indirect, features=0, serve=False,
+            )  # fmt: skip
+            generator = _Generator(frontend, workload)
+            try:
+                return await _session(frontend, generator, workload)
+            finally:
+                generator.close()
+
+
+def _memory_bytes(workload: Workload) -> int:
+    rings = 2 * (workload.entries * 300 + (64 << 10)) + workload.depth * lib.GPU_LOAD_SLOT_BYTES
+    return (workload.bytes + rings + _PIECES_MAX * _ENTRY.size + (4 << 20)) & -(2 << 20)
+
+
+@asynccontextmanager
+async def _attended(frontend: Frontend, generator: _Generator) -> AsyncIterator[None]:
+    """Python looks after queue and display in the block."""
+    queue = frontend.queues[0]
+    with bare_errors():
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(queue.serve_calls)
+            queue.reap()  # the generator wants no notifications, this does
+            if generator.workload.display:
+                nursery.start_soon(generator.read_display)
+            yield
+            nursery.cancel_scope.cancel()
+
+
+async def _command(frontend: Frontend, kind: int, body: bytes) -> None:
+    used, (reply,) = await frontend.queues[0].request([_HEADER.pack(kind, 0, 0, 0, 0) + body], [_HEADER.size])
+    answer = _HEADER.unpack(reply)[0] if used >= _HEADER.size else 0
+    if answer != _OK:
+        raise DeviceError(f"command {kind:#x} was answered with {answer:#x}, {used} bytes")
+
+
+async def _session(frontend: Frontend, generator: _Generator, workload: Workload) -> Result:
+    if workload.display:
+        await generator.plug(frontend)
+    backing = frontend.memory.alloc(workload.bytes, 4096)
+    frontend.memory.write(backing, random.Random(workload.seed).randbytes(1 << 16) * (workload.bytes >> 16))
+    piece = workload.piece_bytes or workload.bytes
+    entries = [_ENTRY.pack(backing + at, min(piece, workload.bytes - at), 0) for at in range(0, workload.bytes, piece)]
+    async with _attended(frontend, generator):
+        await _command(frontend, _CREATE_2D, struct.pack("<4I", _RESOURCE, _B8G8R8X8, *workload.size))
+        await _command(
+            frontend, _ATTACH_BACKING, struct.pack("<II", _RESOURCE, len(entries)) + b"".join(entries)
+        )  # fmt: skip
+        await _command(frontend, _SET_SCANOUT, struct.pack("<6I", 0, 0, *workload.size, 0, _RESOURCE))
+    if workload.warmup:
+        await _run(frontend, generator, workload.warmup)
+    cost = BackendCost([frontend])
+    before = cost.now()
+    await _run(frontend, generator, workload.runtime)
+    result = _result(frontend, generator, cost.now().since(before))
+    await _run(frontend, generator, _DRAIN_S, drain=True)
+    async with _attended(frontend, generator):
+        if workload.verify:
+            await _compare(frontend, generator, backing)
+        await _command(frontend, _UNREF, struct.pack("<II", _RESOURCE, 0))
+    await frontend.stop()
+    return result
+
+
+async def _compare(frontend: Frontend, generator: _Generator, backing: int) -> None:
+    """All of it, once more, and then it is on the display."""
+    workload = generator.workload
+    rect = struct.pack("<4I", 0, 0, *workload.size)
+    await _command(frontend, 0x105, rect + struct.pack("<QII", 0, _RESOURCE, 0))
+    await _command(frontend, 0x104, rect + struct.pack("<II", _RESOURCE, 0))
+    wanted = _colours(frontend.memory.read(backing, workload.bytes))
+    with trio.move_on_after(_SHOWN_S):
+        while (shown := generator.shown()) is None or _colours(shown) != wanted:
+            await generator.news.wait()
+        return
+    raise DeviceError("the display does not show what the guest has drawn")
+
+
+def _colours(pixels: bytes) -> bytes:
+    """Without the fourth byte, which says nothing."""
+    found = bytearray(pixels)
+    found[3::4] = bytes(len(found) // 4)
+    return bytes(found)
+
+
+async def _run(frontend: Frontend, generator: _Generator, seconds: float, *, drain: bool = False) -> None:
+    (code,) = await run_threads([frontend.link], [partial(generator.run, seconds, drain)], generator.stop)
+    if code == -errno.ETIME:
+        raise DeviceError(f"the back-end left commands unanswered for {seconds:g} s")
+    if code in (-errno.EPIPE, -errno.EPROTO):
+        raise DeviceError(_display_error(code))
+    if code < 0:
+        stats = generator.stats
+        ring_error = stats.first_error == lib.GPU_LOAD_E_RING
+        raise DeviceError(
+            f"the back-end broke a ring: {strerror(stats.first_error_info) if ring_error else os.strerror(-code)}"
+        )
+
+
+def _result(frontend: Frontend, generator: _Generator, spent: Spent) -> Result:
+    stats, workload = generator.stats, generator.workload
+    per, seconds = max(stats.done, 1), stats.ns / 1e9
+    us_per_tick = stats.ns / stats.ticks / 1e3
+    points = histogram_of([stats], lib.GPU_LOAD_HIST, lib.gpu_load_hist_value, us_per_tick)
+    error = _ERRORS.get(stats.first_error, "error {info}").format(info=stats.first_error_info) if stats.errors else ""
+    return Result(
+        workload=workload,
+        features=int(frontend.features),
+        seconds=seconds,
+        frames=stats.done,
+        frames_per_second=stats.done / seconds,
+        bytes_per_second=stats.done * workload.frame_bytes / seconds,
+        updates_per_second=stats.updates / seconds,
+        shown_bytes_per_second=stats.shown_bytes / seconds,
+        latency=Latency.of(points, stats.max_ticks * us_per_tick),
+        errors=stats.errors,
+        first_error=error,
+        frontend_cpu_us=stats.cpu_ns / per / 1e3,
+        backend_cpu_us=None if spent.cpu_ns is None else spent.cpu_ns / per / 1e3,
+        backend_cpu_percent=None if spent.cpu_ns is None else spent.cpu_ns / seconds / 1e7,
+        kicks=stats.kicks / per,
+        calls=stats.calls / per,
+        frontend_switches=(stats.voluntary + stats.involuntary) / per,
+        backend_switches=None if spent.switches is None else spent.switches / per,
+        histogram=points,
+    )
