@@ -97,6 +97,10 @@ RING_CDEF = [
     "ring/csrc/uffd.h",
 ]
 
+#: what load generators share
+LOADGEN_CDEF = ["ring/csrc/loadgen.h"]
+LOADGEN = sources("ring/csrc", "driver.c", "loadgen.c")
+
 BLK_SOURCES = ("blk.c", "request.c", "io.c", "inline.c", "throttle.c", "store_file.c", "store_mem.c", "store_fault.c")
 
 #: folder's sources that are extensions of their own
@@ -207,8 +211,8 @@ def blk_load() -> FFI:
     """The load generator."""
     return extension(
         "devices.blk._load",
-        ["devices/blk/csrc/load.h"],
-        sources("devices/blk/csrc", "load.c") + sources("ring/csrc", "driver.c"),
+        [*LOADGEN_CDEF, "devices/blk/csrc/load.h"],
+        sources("devices/blk/csrc", "load.c") + LOADGEN,
         libraries=[],
         include=ring,
     )
@@ -267,8 +271,8 @@ def net_load() -> FFI:
     """The load generator for networks."""
     return extension(
         "devices.net._load",
-        ["devices/net/csrc/load.h"],
-        sources("devices/net/csrc", "load.c", "load_frame.c") + sources("ring/csrc", "driver.c"),
+        [*LOADGEN_CDEF, "devices/net/csrc/load.h"],
+        sources("devices/net/csrc", "load.c", "load_frame.c") + LOADGEN,
         libraries=[],
         include=ring,
     )
@@ -288,8 +292,8 @@ def fs_load() -> FFI:
     """The load generator for file systems."""
     return extension(
         "devices.fs._load",
-        ["devices/fs/csrc/load.h"],
-        sources("devices/fs/csrc", "load.c", "load_req.c") + sources("ring/csrc", "driver.c"),
+        [*LOADGEN_CDEF, "devices/fs/csrc/load.h"],
+        sources("devices/fs/csrc", "load.c", "load_req.c") + LOADGEN,
         libraries=[],
         include=ring,
     )

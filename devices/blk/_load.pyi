@@ -17,17 +17,17 @@ class _FFI(FFI):
     def gc(self, cdata: CData, destructor: Any, size: int = ...) -> Any: ...
 
 class _Lib:
-    LOAD_DEPTH: Final[int]
-    LOAD_DRAIN: Final[int]
-    LOAD_E_DATA: Final[int]
-    LOAD_E_LENGTH: Final[int]
-    LOAD_E_RING: Final[int]
+    GEN_DEPTH: Final[int]
+    GEN_DRAIN: Final[int]
+    GEN_E_DATA: Final[int]
+    GEN_E_LENGTH: Final[int]
+    GEN_E_OWN: Final[int]
+    GEN_E_RING: Final[int]
+    GEN_HIST: Final[int]
+    GEN_ONCE: Final[int]
+    GEN_QUEUES: Final[int]
+    GEN_RUN: Final[int]
     LOAD_E_STATUS: Final[int]
-    LOAD_HIST: Final[int]
-    LOAD_HIST_SUB: Final[int]
-    LOAD_ONCE: Final[int]
-    LOAD_QUEUES: Final[int]
-    LOAD_RUN: Final[int]
     LOAD_SLOT_BYTES: Final[int]
     RING_E_ADDR: Final[int]
     RING_E_AVAIL: Final[int]
@@ -55,12 +55,12 @@ class _Lib:
     RING_E_STATE: Final[int]
     RING_MISS: Final[int]
 
+    def gen_hist_value(self, _0: int, /) -> int:
+        """uint64_t(*)(uint32_t)"""
     def load_add_queue(self, _0: CData, _1: CData, _2: int, _3: int, _4: CData, _5: int, _6: CData, _7: int, /) -> int:
         """int(*)(struct load *, struct ring_drv *, int, int, void *, uint64_t, void *, uint64_t)"""
     def load_free(self, _0: CData, /) -> None:
         """void(*)(struct load *)"""
-    def load_hist_value(self, _0: int, /) -> int:
-        """uint64_t(*)(uint32_t)"""
     def load_in_flight(self, _0: CData, /) -> int:
         """uint64_t(*)(struct load *)"""
     def load_new(self, _0: CData, /) -> CData:

@@ -1,29 +1,24 @@
 """Load on any vhost-user-blk back-end: a C generator on our front-end's rings, and what it costs both sides.
 
-    result = await measure("/run/disk.sock", Workload(rw="randread", depth=32))
-    print(result.iops, result.latency.p99_us)
+result = await measure("/run/disk.sock", Workload(rw="randread", depth=32))
+print(result.iops, result.latency.p99_us)
 """
 
 from __future__ import annotations
 
-import errno
 import os
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import AsyncExitStack, contextmanager
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
-import trio
-
 from devices.blk._load import ffi, lib
-from ring import strerror
+from vhost.bench.generate import BackendCost, Calls, Generator, Latency, Measured, Spent, Sum, run_generators
 from vhost.constants import VirtioFeature
 from vhost.errors import DeviceError, VhostError
 from vhost.frontend import Frontend, Memory, NativeRing, Queue
 from vhost.frontend.core import DEVICE_FEATURES, Target
-from vhost.frontend.link import Link
 from vhost.frontend.memory import PAGE
 
 __all__ = ["PATTERNS", "Latency", "Result", "Workload", "measure", "measure_all"]
@@ -47,8 +42,8 @@ _FILL_S: Final = 120
 
 _ERRORS: Final = {
     lib.LOAD_E_STATUS: "a request failed with status {info}",
-    lib.LOAD_E_LENGTH: "the back-end said it wrote {info} bytes",
-    lib.LOAD_E_DATA: "sector {info} does not hold what was written",
+    lib.GEN_E_LENGTH: "the back-end said it wrote {info} bytes",
+    lib.GEN_E_DATA: "sector {info} does not hold what was written",
 }
 
 
@@ -101,94 +96,28 @@ class Workload:
             raise ValueError(f"pattern {self.rw!r} is none of {', '.join(PATTERNS)}")
         if self.block_bytes <= 0 or self.block_bytes % 512:
             raise ValueError(f"a block of {self.block_bytes} bytes is no multiple of 512")
-        if not 1 <= self.depth <= lib.LOAD_DEPTH:
-            raise ValueError(f"depth {self.depth} is not 1 to {lib.LOAD_DEPTH}")
+        if not 1 <= self.depth <= lib.GEN_DEPTH:
+            raise ValueError(f"depth {self.depth} is not 1 to {lib.GEN_DEPTH}")
         if not 1 <= self.threads <= self.queues:
             raise ValueError(f"{self.threads} threads for {self.queues} queues: every thread needs a queue")
         if missing := set(self.cpus) - os.sched_getaffinity(0):
             raise ValueError(f"this process may not run on processor {min(missing)}")
         if self.regions < 1 or (self.regions > 1 and self.hugepages):
             raise ValueError(f"{self.regions} memory regions: at least 1, and no huge pages with several")
-        if self.queues > lib.LOAD_QUEUES:
-            raise ValueError(f"{self.queues} queues, at most {lib.LOAD_QUEUES} are driven")
+        if self.queues > lib.GEN_QUEUES:
+            raise ValueError(f"{self.queues} queues, at most {lib.GEN_QUEUES} are driven")
 
 
-@dataclass(frozen=True, slots=True)
-class Latency:
-    """Microseconds from sending to taking back; in a rate-limited run from when a request was due."""
-
-    mean_us: float
-    p50_us: float
-    p90_us: float
-    p99_us: float
-    p999_us: float
-    max_us: float
-    samples: int
-
-
-@dataclass(frozen=True, slots=True)
-class Result:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result(Measured[Workload]):
     """One run. Counts per request are over requests that came back within the measured time."""
 
-    workload: Workload
-    features: int
-    seconds: float
     requests: int
     iops: float
     bytes_per_second: float
     latency: Latency
-    errors: int
-    first_error: str
-    frontend_cpu_us: float
-    """CPU time of the front-end's threads per request."""
-    backend_cpu_us: float | None
-    """CPU time of all of the back-end's threads per request; None where its process is not known."""
-    backend_cpu_percent: float | None
-    kicks: float
-    """Per request, as are `calls`."""
-    calls: float
     batch_mean: float
     batch_max: int
-    frontend_switches: float
-    """Context switches of the front-end's threads per request."""
-    backend_switches: float | None
-    late: int
-    histogram: list[tuple[float, int]] = field(repr=False, default_factory=list)
-    """Latency in microseconds and how many requests had it."""
-
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return asdict(self)
-
-
-class _Peer:
-    """CPU time and context switches of the back-end's process, if it is one other than ours."""
-
-    def __init__(self, frontends: Sequence[Frontend]) -> None:
-        pids = {frontend.backend_pid for frontend in frontends}
-        self.pid = pids.pop() if len(pids) == 1 and not pids & {0, os.getpid()} else None
-
-    def cpu_ns(self) -> int | None:
-        if self.pid is None:
-            return None
-        try:
-            # the process's CPU clock (clock_getcpuclockid): exact, counts threads that ended too
-            return time.clock_gettime_ns(~self.pid << 3 | 2)
-        except OSError:
-            return None
-
-    def switches(self) -> int | None:
-        if self.pid is None:
-            return None
-        total = 0
-        try:
-            for status in Path(f"/proc/{self.pid}/task").glob("*/status"):
-                total += sum(
-                    int(line.split()[1]) for line in status.read_text().splitlines() if "ctxt_switches" in line
-                )
-        except OSError:
-            return None
-        return total
 
 
 class _Buffers:
@@ -214,26 +143,25 @@ class _Buffers:
         return self._end
 
 
-class _Generator:
-    """One thread's `struct load` with its queues and buffers."""
+class _Generator(Generator):
+    """One thread's `struct load` with its queues and buffers; the number-th of the disk's parts of `size` bytes."""
 
-    def __init__(
-        self, workload: Workload, memory: Memory, buffers: _Buffers, start: int, size: int, cpu: int | None
-    ) -> None:
+    calls = Calls(lib, "load")
+
+    def __init__(self, workload: Workload, memory: Memory, buffers: _Buffers, number: int, size: int) -> None:
+        super().__init__(workload.cpus, number)
         percent, random = PATTERNS[workload.rw]
         config = ffi.new("struct load_config *")
-        config.disk_start, config.disk_bytes = start, size
+        config.disk_start, config.disk_bytes = number * size, size
         config.block_bytes, config.depth = workload.block_bytes, workload.depth
         config.read_percent = workload.read_percent if percent is None else percent
         config.random, config.poll = random, workload.poll
         config.verify, config.seed = workload.verify, workload.seed
         config.rate = workload.rate // workload.threads
-        self.cpu = cpu
         self.workload = workload
         self.memory = memory
         self.buffers = buffers
         self._config = config
-        self._ptr: Any = None
 
     def start(self, queues: Sequence[Queue], indirect: bool) -> None:
         self._config.indirect = indirect
@@ -252,34 +180,11 @@ class _Generator:
             if code < 0:
                 raise DeviceError(f"cannot drive queue {queue.index}: {os.strerror(-code)}")
 
-    def run(self, seconds: float, mode: int) -> int:
-        """On a thread of its own; the GIL is released."""
-        before = os.sched_getaffinity(0)
-        try:
-            if self.cpu is not None:
-                os.sched_setaffinity(0, {self.cpu})
-            code: int = lib.load_run(self._ptr, int(seconds * 1e9), mode)
-            return code
-        finally:
-            os.sched_setaffinity(0, before)
-
-    def stop(self) -> None:
-        lib.load_stop(self._ptr)
-
-    @property
-    def stats(self) -> Any:
-        return lib.load_stats(self._ptr)
-
     @contextmanager
     def mode(self, percent: int, verify: bool) -> Iterator[None]:
         lib.load_set_mode(self._ptr, percent, self._config.random, verify)
         yield
         lib.load_set_mode(self._ptr, self._config.read_percent, self._config.random, self._config.verify)
-
-    def close(self) -> None:
-        if self._ptr is not None:
-            lib.load_free(self._ptr)
-            self._ptr = None
 
 
 async def measure(target: Target, workload: Workload) -> Result:
@@ -307,8 +212,8 @@ async def measure_all(targets: Sequence[Target], workload: Workload) -> Result:
     if workload.verify and len(targets) > 1:
         raise ValueError("verification takes one disk: what is written is spread over all queues")
     queues = workload.queues * len(targets)
-    if queues > lib.LOAD_QUEUES * workload.threads:
-        raise ValueError(f"{queues} queues for {workload.threads} threads, at most {lib.LOAD_QUEUES} each")
+    if queues > lib.GEN_QUEUES * workload.threads:
+        raise ValueError(f"{queues} queues for {workload.threads} threads, at most {lib.GEN_QUEUES} each")
     async with AsyncExitStack() as stack:
         memory = stack.enter_context(Memory(_memory_bytes(workload, queues), hugepages=workload.hugepages))
         buffers = _Buffers(memory, workload, queues)
@@ -355,14 +260,8 @@ async def _drive(frontends: Sequence[Frontend], buffers: _Buffers, workload: Wor
     if share < workload.block_bytes:
         raise ValueError(f"{size} bytes are too little for blocks of {workload.block_bytes}; use a larger disk")
     indirect = bool(first.features & VirtioFeature.INDIRECT_DESC)
-    cpus = list(workload.cpus)
-    generators = [
-        _Generator(
-            workload, first.memory, buffers, thread * share, share, cpus[thread % len(cpus)] if cpus else None
-        )
-        for thread in range(workload.threads)
-    ]  # fmt: skip
-    run = _Runner(frontends, len(generators))
+    generators = [_Generator(workload, first.memory, buffers, number, share) for number in range(workload.threads)]
+    run = partial(run_generators, frontends)
     try:
         queues = [queue for frontend in frontends for queue in frontend.queues.values()]
         for thread, generator in enumerate(generators):
@@ -370,18 +269,15 @@ async def _drive(frontends: Sequence[Frontend], buffers: _Buffers, workload: Wor
         if workload.verify:
             for generator in generators:
                 with generator.mode(0, True):
-                    await run([generator], _FILL_S, lib.LOAD_ONCE)
+                    await run([generator], _FILL_S, lib.GEN_ONCE)
                 _check(generator)
         if workload.warmup:
-            await run(generators, workload.warmup, lib.LOAD_RUN)
-        peer = _Peer(frontends)
-        switches, cpu = peer.switches(), peer.cpu_ns()
-        await run(generators, workload.runtime, lib.LOAD_RUN)
-        cpu_after, switches_after = peer.cpu_ns(), peer.switches()
-        result = _result(
-            first, workload, generators, _difference(cpu, cpu_after), _difference(switches, switches_after)
-        )
-        await run(generators, _DRAIN_S, lib.LOAD_DRAIN)
+            await run(generators, workload.warmup, lib.GEN_RUN)
+        cost = BackendCost(frontends)
+        before = cost.now()
+        await run(generators, workload.runtime, lib.GEN_RUN)
+        result = _result(first, workload, generators, cost.now().since(before))
+        await run(generators, _DRAIN_S, lib.GEN_DRAIN)
         for frontend in frontends:
             await frontend.stop()
     finally:
@@ -390,104 +286,24 @@ async def _drive(frontends: Sequence[Frontend], buffers: _Buffers, workload: Wor
     return result
 
 
-def _difference(before: int | None, after: int | None) -> int | None:
-    return None if before is None or after is None else after - before
-
-
-class _Runner:
-    """Runs generators, each on a thread, until they are through, cancelled, or the back-end goes away."""
-
-    def __init__(self, frontends: Sequence[Frontend], threads: int) -> None:
-        self._links = [frontend.link for frontend in frontends]
-        self._limiter = trio.CapacityLimiter(threads)
-
-    async def __call__(self, generators: Sequence[_Generator], seconds: float, mode: int) -> None:
-        codes: dict[int, int] = {}
-
-        async def one(number: int) -> None:
-            codes[number] = await trio.to_thread.run_sync(generators[number].run, seconds, mode, limiter=self._limiter)
-
-        async def watch(link: Link) -> None:
-            try:
-                await link.gone.wait()
-            finally:  # cancelled or not: the threads must come back
-                for generator in generators:
-                    generator.stop()
-
-        async with trio.open_nursery() as nursery:
-            for link in self._links:
-                nursery.start_soon(watch, link)
-            async with trio.open_nursery() as threads:
-                for number in range(len(generators)):
-                    threads.start_soon(one, number)
-            nursery.cancel_scope.cancel()
-        for link in self._links:
-            link.check()
-        for number, code in codes.items():
-            if code == -errno.ETIME:
-                raise DeviceError(f"the back-end left requests unanswered for {seconds:g} s")
-            if code < 0:
-                info = generators[number].stats.first_error_info
-                raise DeviceError(f"the back-end broke a ring: {strerror(info) if info else os.strerror(-code)}")
-
-
 def _check(generator: _Generator) -> None:
-    stats = generator.stats
-    if stats.errors:
-        text = _ERRORS.get(stats.first_error, "error {info}").format(info=stats.first_error_info)
-        raise DeviceError(f"while writing the pattern: {text}")
+    if (stats := generator.stats).run.errors:
+        raise DeviceError(f"while writing the pattern: {_error_of(stats)}")
 
 
-def _result(
-    frontend: Frontend, workload: Workload, generators: Sequence[_Generator], cpu_ns: int | None, switches: int | None
-) -> Result:
-    stats = [generator.stats for generator in generators]
-    done = sum(stat.done for stat in stats)
-    per = max(done, 1)
-    seconds = max(stat.ns for stat in stats) / 1e9
-    histogram: dict[int, int] = {}
-    for stat in stats:
-        for bucket in range(lib.LOAD_HIST):
-            if count := stat.hist[bucket]:
-                histogram[bucket] = histogram.get(bucket, 0) + count
-    us_per_tick = stats[0].ns / stats[0].ticks / 1e3
-    points = [(lib.load_hist_value(bucket) * us_per_tick, count) for bucket, count in sorted(histogram.items())]
-    first = next((stat for stat in stats if stat.errors), None)
-    batches = max(sum(stat.batches for stat in stats), 1)
+def _error_of(stats: Any) -> str:
+    return _ERRORS.get(stats.run.first_error, "error {info}").format(info=stats.run.first_error_info)
+
+
+def _result(frontend: Frontend, workload: Workload, generators: Sequence[_Generator], spent: Spent) -> Result:
+    found = Sum(generators, _error_of)
+    done = found.total("done")
     return Result(
-        workload=workload,
-        features=int(frontend.features),
-        seconds=seconds,
         requests=done,
-        iops=done / seconds,
-        bytes_per_second=sum(stat.bytes for stat in stats) / seconds,
-        latency=_latency(points, max(stat.max_ticks for stat in stats) * us_per_tick),
-        errors=sum(stat.errors for stat in stats),
-        first_error=_ERRORS.get(first.first_error, "").format(info=first.first_error_info) if first else "",
-        frontend_cpu_us=sum(stat.cpu_ns for stat in stats) / per / 1e3,
-        backend_cpu_us=None if cpu_ns is None else cpu_ns / per / 1e3,
-        backend_cpu_percent=None if cpu_ns is None else cpu_ns / seconds / 1e7,
-        kicks=sum(stat.kicks for stat in stats) / per,
-        calls=sum(stat.calls for stat in stats) / per,
-        batch_mean=done / batches,
-        batch_max=max(stat.max_batch for stat in stats),
-        frontend_switches=sum(stat.voluntary + stat.involuntary for stat in stats) / per,
-        backend_switches=None if switches is None else switches / per,
-        late=sum(stat.late for stat in stats),
-        histogram=points,
+        iops=done / found.seconds,
+        bytes_per_second=found.own("bytes") / found.seconds,
+        latency=found.latency,
+        batch_mean=done / max(found.total("batches"), 1),
+        batch_max=found.max_batch,
+        **found.measured(workload, frontend, done, spent),
     )
-
-
-def _latency(points: Sequence[tuple[float, int]], largest: float) -> Latency:
-    total = sum(count for _, count in points)
-
-    def at(share: float) -> float:
-        seen = 0
-        for value, count in points:
-            seen += count
-            if seen >= share * total:
-                return min(value, largest)
-        return largest
-
-    mean = sum(value * count for value, count in points) / max(total, 1)
-    return Latency(mean, at(0.5), at(0.9), at(0.99), at(0.999), largest, total)

@@ -18,28 +18,29 @@ class _FFI(FFI):
 
 class _Lib:
     FS_LOAD_CREATE: Final[int]
-    FS_LOAD_DEPTH: Final[int]
-    FS_LOAD_DRAIN: Final[int]
-    FS_LOAD_E_DATA: Final[int]
     FS_LOAD_E_INODE: Final[int]
-    FS_LOAD_E_LENGTH: Final[int]
     FS_LOAD_E_LISTING: Final[int]
-    FS_LOAD_E_RING: Final[int]
     FS_LOAD_E_STATUS: Final[int]
     FS_LOAD_E_UNIQUE: Final[int]
     FS_LOAD_FORGETS: Final[int]
     FS_LOAD_GETATTR: Final[int]
-    FS_LOAD_HIST: Final[int]
     FS_LOAD_LIST: Final[int]
     FS_LOAD_LOOKUP: Final[int]
     FS_LOAD_NAME: Final[int]
-    FS_LOAD_ONCE: Final[int]
     FS_LOAD_PIECES: Final[int]
-    FS_LOAD_QUEUES: Final[int]
     FS_LOAD_READ: Final[int]
-    FS_LOAD_RUN: Final[int]
     FS_LOAD_SLOT_BYTES: Final[int]
     FS_LOAD_WRITE: Final[int]
+    GEN_DEPTH: Final[int]
+    GEN_DRAIN: Final[int]
+    GEN_E_DATA: Final[int]
+    GEN_E_LENGTH: Final[int]
+    GEN_E_OWN: Final[int]
+    GEN_E_RING: Final[int]
+    GEN_HIST: Final[int]
+    GEN_ONCE: Final[int]
+    GEN_QUEUES: Final[int]
+    GEN_RUN: Final[int]
     RING_E_ADDR: Final[int]
     RING_E_AVAIL: Final[int]
     RING_E_DEVICE: Final[int]
@@ -81,8 +82,6 @@ class _Lib:
         """int(*)(struct fs_load *, struct ring_drv *, int, int, struct fs_load_memory *, uint64_t *, uint32_t, uint32_t)"""
     def fs_load_free(self, _0: CData, /) -> None:
         """void(*)(struct fs_load *)"""
-    def fs_load_hist_value(self, _0: int, /) -> int:
-        """uint64_t(*)(uint32_t)"""
     def fs_load_new(self, _0: CData, /) -> CData:
         """struct fs_load *(*)(struct fs_load_config *)"""
     def fs_load_run(self, _0: CData, _1: int, _2: int, /) -> int:
@@ -97,6 +96,8 @@ class _Lib:
         """struct fs_load_stats *(*)(struct fs_load *)"""
     def fs_load_stop(self, _0: CData, /) -> None:
         """void(*)(struct fs_load *)"""
+    def gen_hist_value(self, _0: int, /) -> int:
+        """uint64_t(*)(uint32_t)"""
 
 ffi: _FFI
 lib: _Lib

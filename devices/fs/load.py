@@ -6,19 +6,17 @@ print(result.iops, result.latency.p99_us)
 
 from __future__ import annotations
 
-import errno
 import os
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
 
 from devices.fs._load import ffi, lib
 from devices.fs.load_client import ROOT, Client, Node
-from ring import strerror
 from ring._ring import lib as ring_lib
-from vhost.bench.generate import BackendCost, Latency, Spent, histogram_of, pinned, run_threads
+from vhost.bench.generate import BackendCost, Calls, Generator, Latency, Measured, Spent, Sum, run_generators
 from vhost.constants import ProtocolFeature, VirtioFeature
 from vhost.errors import DeviceError, VhostError
 from vhost.frontend import Frontend, Memory, NativeRing
@@ -46,8 +44,8 @@ _PROTOCOL: Final = ~int(ProtocolFeature.STATUS)
 """A back-end that was told of device states waits for them."""
 
 _ERRORS: Final = {
-    lib.FS_LOAD_E_LENGTH: "a reply has {info} bytes",
-    lib.FS_LOAD_E_DATA: "a file holds something else at byte {info}",
+    lib.GEN_E_LENGTH: "a reply has {info} bytes",
+    lib.GEN_E_DATA: "a file holds something else at byte {info}",
     lib.FS_LOAD_E_UNIQUE: "a reply, to opcode {info}, has another request's number",
     lib.FS_LOAD_E_INODE: "inode {info}, or its size, is not what was looked up",
     lib.FS_LOAD_E_LISTING: "a listing has {info} of the folder's files, or one twice",
@@ -143,29 +141,26 @@ class Workload:
             raise ValueError(f"a file of {self.size} bytes has no block of {self.block_bytes}")
         if self.op == "list" and self.block_bytes < 4096:
             raise ValueError("room for entries of a listing is 4096 bytes at least")
-        if not 1 <= self.depth <= lib.FS_LOAD_DEPTH:
-            raise ValueError(f"depth {self.depth} is not 1 to {lib.FS_LOAD_DEPTH}")
+        if not 1 <= self.depth <= lib.GEN_DEPTH:
+            raise ValueError(f"depth {self.depth} is not 1 to {lib.GEN_DEPTH}")
         if not 0 <= self.files < 1_000_000:
             raise ValueError(f"{self.files} files are not 1 to 999999")
         if not 1 <= self.threads <= self.queues:
             raise ValueError(f"{self.threads} threads for {self.queues} queues: every thread needs a queue")
         if self.threads > 1 and self.op == "create":
             raise ValueError("one thread creates files: there is one queue for what is forgotten")
-        if self.queues > lib.FS_LOAD_QUEUES:
-            raise ValueError(f"{self.queues} queues, at most {lib.FS_LOAD_QUEUES} are driven")
+        if self.queues > lib.GEN_QUEUES:
+            raise ValueError(f"{self.queues} queues, at most {lib.GEN_QUEUES} are driven")
         if not self.folder or "/" in self.folder or self.folder in (".", ".."):
             raise ValueError(f"{self.folder!r} is no name of a folder in the shared one")
         if missing := set(self.cpus) - os.sched_getaffinity(0):
             raise ValueError(f"this process may not run on processor {min(missing)}")
 
 
-@dataclass(frozen=True, slots=True)
-class Result:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result(Measured[Workload]):
     """One run. Counts per operation are over those that were through within the measured time."""
 
-    workload: Workload
-    features: int
-    seconds: float
     operations: int
     requests: int
     """FUSE requests that were answered."""
@@ -175,32 +170,14 @@ class Result:
     """Of listings; 0 for other operations."""
     bytes_per_second: float
     latency: Latency
-    errors: int
-    first_error: str
-    frontend_cpu_us: float
-    """CPU time of the front-end's threads per operation."""
-    backend_cpu_us: float | None
-    """CPU time of all of the back-end's threads per operation; None where its process is not known."""
-    backend_cpu_percent: float | None
-    kicks: float
-    """Per operation, as are `calls`."""
-    calls: float
     batch_mean: float
     batch_max: int
-    frontend_switches: float
-    """Context switches of the front-end's threads per operation."""
-    backend_switches: float | None
-    late: int
-    histogram: list[tuple[float, int]] = field(repr=False, default_factory=list)
-    """Latency in microseconds and how many operations had it."""
-
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return asdict(self)
 
 
-class _Generator:
+class _Generator(Generator):
     """One thread's `struct fs_load` with its queues and buffers."""
+
+    calls = Calls(lib, "fs_load")
 
     def __init__(self, workload: Workload, number: int, folder: int, files: Any, indirect: bool) -> None:
         config = ffi.new("struct fs_load_config *")
@@ -211,8 +188,8 @@ class _Generator:
         config.uid, config.gid = os.geteuid(), os.getegid()
         config.rate = workload.rate // workload.threads
         config.folder = folder
+        super().__init__(workload.cpus, number)
         self._workload = workload
-        self._cpu = workload.cpus[number % len(workload.cpus)] if workload.cpus else None
         self._kept: list[Any] = [files]
         self._ptr = lib.fs_load_new(config)
         if self._ptr == ffi.NULL:
@@ -245,22 +222,8 @@ class _Generator:
         if code < 0:
             raise DeviceError(f"cannot drive the high-priority queue: {os.strerror(-code)}")
 
-    def run(self, seconds: float, mode: int) -> int:
-        """On a thread of its own; the GIL is released."""
-        return pinned(self._cpu, partial(lib.fs_load_run, self._ptr, int(seconds * 1e9), mode))
-
-    def stop(self) -> None:
-        lib.fs_load_stop(self._ptr)
-
     def set_op(self, op: str, verify: bool) -> None:
         lib.fs_load_set_op(self._ptr, _OPS[op], verify)
-
-    @property
-    def stats(self) -> Any:
-        return lib.fs_load_stats(self._ptr)
-
-    def close(self) -> None:
-        lib.fs_load_free(self._ptr)
 
 
 async def measure(target: Target, workload: Workload) -> Result:
@@ -373,16 +336,16 @@ async def _drive(
 
 
 async def _measured(frontend: Frontend, workload: Workload, generators: Sequence[_Generator], *, fill: bool) -> Result:
-    run = partial(_run, frontend, generators)
+    run = partial(run_generators, [frontend], generators)
     if fill:
         await _all_blocks(frontend, workload, generators, "write")
     if workload.warmup:
-        await run(workload.warmup, lib.FS_LOAD_RUN)
+        await run(workload.warmup, lib.GEN_RUN)
     cost = BackendCost([frontend])
     before = cost.now()
-    await run(workload.runtime, lib.FS_LOAD_RUN)
+    await run(workload.runtime, lib.GEN_RUN)
     result = _result(frontend, workload, generators, cost.now().since(before))
-    await run(_DRAIN_S, lib.FS_LOAD_DRAIN)
+    await run(_DRAIN_S, lib.GEN_DRAIN)
     if workload.verify and workload.op == "write":
         await _all_blocks(frontend, workload, generators, "read")
     return result
@@ -391,71 +354,32 @@ async def _measured(frontend: Frontend, workload: Workload, generators: Sequence
 async def _all_blocks(frontend: Frontend, workload: Workload, generators: Sequence[_Generator], op: str) -> None:
     for generator in generators:
         generator.set_op(op, workload.verify)
-    await _run(frontend, generators, _FILL_S, lib.FS_LOAD_ONCE)
+    await run_generators([frontend], generators, _FILL_S, lib.GEN_ONCE)
     for generator in generators:
-        if (stats := generator.stats).errors:
+        if (stats := generator.stats).run.errors:
             doing = "writing the files" if op == "write" else "reading what was written"
             raise DeviceError(f"while {doing}: {_error_of(stats)}")
         generator.set_op(workload.op, workload.verify)
 
 
-async def _run(frontend: Frontend, generators: Sequence[_Generator], seconds: float, mode: int) -> None:
-    def stop() -> None:
-        for generator in generators:
-            generator.stop()
-
-    runs = [partial(generator.run, seconds, mode) for generator in generators]
-    codes = await run_threads([frontend.link], runs, stop)
-    for generator, code in zip(generators, codes, strict=True):
-        if code == -errno.ETIME:
-            raise DeviceError(f"the back-end left requests unanswered for {seconds:g} s")
-        if code < 0:
-            stats = generator.stats
-            ring_error = stats.first_error == lib.FS_LOAD_E_RING
-            raise DeviceError(
-                f"the back-end broke a ring: {strerror(stats.first_error_info) if ring_error else os.strerror(-code)}"
-            )
-
-
 def _error_of(stats: Any) -> str:
-    if stats.first_error == lib.FS_LOAD_E_STATUS:
-        return f"a request failed: {os.strerror(stats.first_error_info)}"
-    return _ERRORS.get(stats.first_error, "error {info}").format(info=stats.first_error_info)
+    kind, info = stats.run.first_error, stats.run.first_error_info
+    if kind == lib.FS_LOAD_E_STATUS:
+        return f"a request failed: {os.strerror(info)}"
+    return _ERRORS.get(kind, "error {info}").format(info=info)
 
 
 def _result(frontend: Frontend, workload: Workload, generators: Sequence[_Generator], spent: Spent) -> Result:
-    stats = [generator.stats for generator in generators]
-
-    def total(name: str) -> int:
-        return sum(getattr(stat, name) for stat in stats)
-
-    done = total("done")
-    per = max(done, 1)
-    seconds = max(stat.ns for stat in stats) / 1e9
-    us_per_tick = stats[0].ns / stats[0].ticks / 1e3
-    points = histogram_of(stats, lib.FS_LOAD_HIST, lib.fs_load_hist_value, us_per_tick)
-    first = next((stat for stat in stats if stat.errors), None)
+    found = Sum(generators, _error_of)
+    done, requests = found.total("done"), found.own("requests")
     return Result(
-        workload=workload,
-        features=int(frontend.features),
-        seconds=seconds,
         operations=done,
-        requests=total("requests"),
-        iops=done / seconds,
-        entries_per_second=total("entries") / seconds,
-        bytes_per_second=total("bytes") / seconds,
-        latency=Latency.of(points, max(stat.max_ticks for stat in stats) * us_per_tick),
-        errors=total("errors"),
-        first_error=_error_of(first) if first else "",
-        frontend_cpu_us=total("cpu_ns") / per / 1e3,
-        backend_cpu_us=None if spent.cpu_ns is None else spent.cpu_ns / per / 1e3,
-        backend_cpu_percent=None if spent.cpu_ns is None else spent.cpu_ns / seconds / 1e7,
-        kicks=total("kicks") / per,
-        calls=total("calls") / per,
-        batch_mean=total("requests") / max(total("batches"), 1),
-        batch_max=max(stat.max_batch for stat in stats),
-        frontend_switches=(total("voluntary") + total("involuntary")) / per,
-        backend_switches=None if spent.switches is None else spent.switches / per,
-        late=total("late"),
-        histogram=points,
+        requests=requests,
+        iops=done / found.seconds,
+        entries_per_second=found.own("entries") / found.seconds,
+        bytes_per_second=found.own("bytes") / found.seconds,
+        latency=found.latency,
+        batch_mean=requests / max(found.total("batches"), 1),
+        batch_max=found.max_batch,
+        **found.measured(workload, frontend, done, spent),
     )

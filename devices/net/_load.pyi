@@ -17,18 +17,22 @@ class _FFI(FFI):
     def gc(self, cdata: CData, destructor: Any, size: int = ...) -> Any: ...
 
 class _Lib:
+    GEN_DEPTH: Final[int]
+    GEN_DRAIN: Final[int]
+    GEN_E_DATA: Final[int]
+    GEN_E_LENGTH: Final[int]
+    GEN_E_OWN: Final[int]
+    GEN_E_RING: Final[int]
+    GEN_HIST: Final[int]
+    GEN_ONCE: Final[int]
+    GEN_QUEUES: Final[int]
+    GEN_RUN: Final[int]
     NET_LOAD_BURST: Final[int]
-    NET_LOAD_DRAIN: Final[int]
     NET_LOAD_E_BUFFERS: Final[int]
-    NET_LOAD_E_DATA: Final[int]
-    NET_LOAD_E_LENGTH: Final[int]
-    NET_LOAD_E_RING: Final[int]
     NET_LOAD_FLOWS: Final[int]
     NET_LOAD_FRAME_MAX: Final[int]
     NET_LOAD_FRAME_MIN: Final[int]
     NET_LOAD_HDR: Final[int]
-    NET_LOAD_HIST: Final[int]
-    NET_LOAD_RUN: Final[int]
     NET_LOAD_WINDOW: Final[int]
     RING_E_ADDR: Final[int]
     RING_E_AVAIL: Final[int]
@@ -56,12 +60,12 @@ class _Lib:
     RING_E_STATE: Final[int]
     RING_MISS: Final[int]
 
+    def gen_hist_value(self, _0: int, /) -> int:
+        """uint64_t(*)(uint32_t)"""
     def net_load_add_flow(self, _0: CData, _1: CData, _2: CData, _3: CData, _4: int, /) -> int:
         """int(*)(struct net_load *, struct net_load_ring *, struct net_load_ring *, uint8_t *, int)"""
     def net_load_free(self, _0: CData, /) -> None:
         """void(*)(struct net_load *)"""
-    def net_load_hist_value(self, _0: int, /) -> int:
-        """uint64_t(*)(uint32_t)"""
     def net_load_new(self, _0: CData, /) -> CData:
         """struct net_load *(*)(struct net_load_config *)"""
     def net_load_run(self, _0: CData, _1: int, _2: int, /) -> int:

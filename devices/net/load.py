@@ -6,18 +6,16 @@ print(result.packets_per_second, result.lost)
 
 from __future__ import annotations
 
-import errno
 import os
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
 
 from devices.net._load import ffi, lib
 from devices.net.config import NetFeature
-from ring import strerror
-from vhost.bench.generate import BackendCost, Latency, Spent, histogram_of, pinned, run_threads
+from vhost.bench.generate import BackendCost, Calls, Generator, Latency, Measured, Spent, Sum, run_generators
 from vhost.constants import ProtocolFeature, VirtioFeature
 from vhost.errors import DeviceError, VhostError
 from vhost.frontend import Frontend, Memory, NativeRing
@@ -45,8 +43,8 @@ _BIG: Final = 65562
 _MAC: Final = b"\x52\x54\x00\xbe\x7c"
 
 _ERRORS: Final = {
-    lib.NET_LOAD_E_LENGTH: "a frame came back with {info} bytes",
-    lib.NET_LOAD_E_DATA: "a frame came back with something else at byte {info}",
+    lib.GEN_E_LENGTH: "a frame came back with {info} bytes",
+    lib.GEN_E_DATA: "a frame came back with something else at byte {info}",
     lib.NET_LOAD_E_BUFFERS: "a frame said to be in {info} buffers",
 }
 
@@ -152,13 +150,13 @@ class Workload:
             raise ValueError(f"this process may not run on processor {min(missing)}")
 
 
-@dataclass(frozen=True, slots=True)
-class Result:
-    """One run. Counts per packet are over those that came, or in mode tx were taken, within the measured time."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result(Measured[Workload]):
+    """One run. Counts per packet are over those that came, or in mode tx were taken, within the measured time.
 
-    workload: Workload
-    features: int
-    seconds: float
+    Latencies are those of every eighth frame.
+    """
+
     packets: int
     packets_per_second: float
     bits_per_second: float
@@ -171,30 +169,10 @@ class Result:
     """Frames that are not the generator's: in mode rx all of them."""
     latency: Latency | None
     """None: nothing came back."""
-    errors: int
-    first_error: str
-    frontend_cpu_us: float
-    """CPU time of the front-end's threads per packet."""
-    backend_cpu_us: float | None
-    """CPU time of all of the back-end's threads per packet; None where its process is not known."""
-    backend_cpu_percent: float | None
-    kicks: float
-    """Per packet, as are `calls`."""
-    calls: float
     tx_batch_mean: float
     """Packets given to the back-end at once; and found at once."""
     rx_batch_mean: float
     rx_batch_max: int
-    frontend_switches: float
-    """Context switches of the front-end's threads per packet."""
-    backend_switches: float | None
-    late: int
-    histogram: list[tuple[float, int]] = field(repr=False, default_factory=list)
-    """Latency in microseconds and how many frames, of every eighth, had it."""
-
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return asdict(self)
 
 
 def _stride(size: int) -> int:
@@ -208,19 +186,21 @@ class _Card:
     mac: bytes
 
 
-class _Generator:
+class _Generator(Generator):
     """One thread's `struct net_load`."""
 
-    def __init__(self, workload: Workload, memory: Memory, cpu: int | None) -> None:
+    calls = Calls(lib, "net_load")
+
+    def __init__(self, workload: Workload, memory: Memory, number: int) -> None:
         config = ffi.new("struct net_load_config *")
         config.frame_bytes, config.rx_bytes = workload.frame, workload.buffer_bytes
         config.mergeable, config.burst, config.window = workload.mergeable, workload.burst, workload.under_way
         config.gso_bytes = _TSO if workload.tso else 0
         config.poll, config.verify = workload.poll, workload.verify
         config.rate = workload.rate // workload.threads
+        super().__init__(workload.cpus, number)
         self._workload = workload
         self._memory = memory
-        self._cpu = cpu
         self._ptr = lib.net_load_new(config)
         if self._ptr == ffi.NULL:
             raise ValueError("the generator cannot drive this load")
@@ -250,20 +230,6 @@ class _Generator:
                 "stride": stride, "slots": queue.size, "kick_fd": queue.kick_fd, "call_fd": queue.call_fd,
             },
         )  # fmt: skip
-
-    def run(self, seconds: float, mode: int) -> int:
-        """On a thread of its own; the GIL is released."""
-        return pinned(self._cpu, partial(lib.net_load_run, self._ptr, int(seconds * 1e9), mode))
-
-    def stop(self) -> None:
-        lib.net_load_stop(self._ptr)
-
-    @property
-    def stats(self) -> Any:
-        return lib.net_load_stats(self._ptr)
-
-    def close(self) -> None:
-        lib.net_load_free(self._ptr)
 
 
 async def measure(targets: Target | Sequence[Target], workload: Workload) -> Result:
@@ -343,22 +309,19 @@ def _plug(generators: Sequence[_Generator], cards: Sequence[_Card], workload: Wo
 
 async def _drive(cards: Sequence[_Card], memory: Memory, workload: Workload) -> Result:
     frontends = [card.frontend for card in cards]
-    cpus = list(workload.cpus)
     generators: list[_Generator] = []
+    run = partial(run_generators, frontends, generators, left="frames untaken")
     try:
-        generators += [
-            _Generator(workload, memory, cpus[thread % len(cpus)] if cpus else None)
-            for thread in range(workload.threads)
-        ]
+        generators += [_Generator(workload, memory, number) for number in range(workload.threads)]
         _plug(generators, cards, workload)
         if workload.warmup:
-            await _run(frontends, generators, workload.warmup, lib.NET_LOAD_RUN)
+            await run(workload.warmup, lib.GEN_RUN)
         cost = BackendCost(frontends)
         before = cost.now()
-        await _run(frontends, generators, workload.runtime, lib.NET_LOAD_RUN)
+        await run(workload.runtime, lib.GEN_RUN)
         result = _result(frontends[0], workload, generators, cost.now().since(before))
         if workload.mode != "rx":
-            await _run(frontends, generators, _DRAIN_S, lib.NET_LOAD_DRAIN)
+            await run(_DRAIN_S, lib.GEN_DRAIN)
         for frontend in frontends:
             await frontend.stop()
     finally:
@@ -367,59 +330,27 @@ async def _drive(cards: Sequence[_Card], memory: Memory, workload: Workload) -> 
     return result
 
 
-async def _run(frontends: Sequence[Frontend], generators: Sequence[_Generator], seconds: float, mode: int) -> None:
-    def stop() -> None:
-        for generator in generators:
-            generator.stop()
-
-    links = [frontend.link for frontend in frontends]
-    codes = await run_threads(links, [partial(generator.run, seconds, mode) for generator in generators], stop)
-    for generator, code in zip(generators, codes, strict=True):
-        if code == -errno.ETIME:
-            raise DeviceError(f"the back-end left frames untaken for {seconds:g} s")
-        if code < 0:
-            info = generator.stats.first_error_info
-            raise DeviceError(f"the back-end broke a ring: {strerror(info) if info else os.strerror(-code)}")
+def _error_of(stats: Any) -> str:
+    return _ERRORS.get(stats.run.first_error, "").format(info=stats.run.first_error_info)
 
 
 def _result(frontend: Frontend, workload: Workload, generators: Sequence[_Generator], spent: Spent) -> Result:
-    stats = [generator.stats for generator in generators]
-
-    def total(name: str) -> int:
-        return sum(getattr(stat, name) for stat in stats)
-
+    found = Sum(generators, _error_of)
+    received, sent = found.total("done"), found.own("sent")
     sends_only = workload.mode == "tx"
-    packets = total("taken" if sends_only else "received")
-    size = packets * workload.frame if sends_only else total("received_bytes")
-    per = max(packets, 1)
-    seconds = max(stat.ns for stat in stats) / 1e9
-    us_per_tick = stats[0].ns / stats[0].ticks / 1e3
-    points = histogram_of(stats, lib.NET_LOAD_HIST, lib.net_load_hist_value, us_per_tick)
-    first = next((stat for stat in stats if stat.errors), None)
+    packets = found.own("taken") if sends_only else received
+    size = packets * workload.frame if sends_only else found.own("received_bytes")
     return Result(
-        workload=workload,
-        features=int(frontend.features),
-        seconds=seconds,
         packets=packets,
-        packets_per_second=packets / seconds,
-        bits_per_second=size * 8 / seconds,
-        sent=total("sent"),
-        lost=total("lost"),
-        reordered=total("reordered"),
-        foreign=total("foreign"),
-        latency=Latency.of(points, max(stat.max_ticks for stat in stats) * us_per_tick) if points else None,
-        errors=total("errors"),
-        first_error=_ERRORS.get(first.first_error, "").format(info=first.first_error_info) if first else "",
-        frontend_cpu_us=total("cpu_ns") / per / 1e3,
-        backend_cpu_us=None if spent.cpu_ns is None else spent.cpu_ns / per / 1e3,
-        backend_cpu_percent=None if spent.cpu_ns is None else spent.cpu_ns / seconds / 1e7,
-        kicks=total("kicks") / per,
-        calls=total("calls") / per,
-        tx_batch_mean=total("sent") / max(total("tx_batches"), 1),
-        rx_batch_mean=total("received") / max(total("rx_batches"), 1),
-        rx_batch_max=max(stat.rx_batch_max for stat in stats),
-        frontend_switches=(total("voluntary") + total("involuntary")) / per,
-        backend_switches=None if spent.switches is None else spent.switches / per,
-        late=total("late"),
-        histogram=points,
+        packets_per_second=packets / found.seconds,
+        bits_per_second=size * 8 / found.seconds,
+        sent=sent,
+        lost=found.own("lost"),
+        reordered=found.own("reordered"),
+        foreign=found.own("foreign"),
+        latency=found.latency if found.histogram else None,
+        tx_batch_mean=sent / max(found.own("tx_batches"), 1),
+        rx_batch_mean=received / max(found.total("batches"), 1),
+        rx_batch_max=found.max_batch,
+        **found.measured(workload, frontend, packets, spent),
     )

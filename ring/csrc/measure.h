@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * measure.h - clocks and the latency histogram of load generators.
+ * measure.h - clocks, random numbers and the latency histogram of load generators.
  *
  * The histogram has MEASURE_SUB buckets per power of two, so that values are exact to 1.6 %.
  */
@@ -67,6 +67,24 @@ static inline uint64_t measure_mix(uint64_t x)
 	x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9ULL;
 	x = (x ^ (x >> 27)) * 0x94d049bb133111ebULL;
 	return x ^ (x >> 31);
+}
+
+/* xorshift64*: one multiplication, good enough to scatter blocks. @state: not 0. */
+static inline uint64_t measure_draw(uint64_t *state)
+{
+	uint64_t x = *state;
+
+	x ^= x >> 12;
+	x ^= x << 25;
+	x ^= x >> 27;
+	*state = x;
+	return x * 0x2545f4914f6cdd1dULL;
+}
+
+/* A number below @bound, without division. */
+static inline uint64_t measure_draw_below(uint64_t *state, uint64_t bound)
+{
+	return (uint64_t)(((unsigned __int128)measure_draw(state) * bound) >> 64);
 }
 
 static inline uint32_t measure_bucket(uint64_t v)

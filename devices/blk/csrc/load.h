@@ -9,24 +9,12 @@
 #ifndef BLK_LOAD_H
 #define BLK_LOAD_H
 
-#include "ring/csrc/driver.h"
+#include "ring/csrc/loadgen.h"
 
 /* cffi:begin */
 enum {
 	LOAD_SLOT_BYTES = 64,	/* header at 0, status at 16 of each slot's private piece */
-	LOAD_QUEUES = 64,
-	LOAD_DEPTH = 1024,	/* requests in flight per queue */
-	LOAD_HIST_SUB = 64,	/* buckets per power of two: values are exact to 1.6 % */
-	LOAD_HIST = 3776,	/* buckets in all: 59 * 64 */
-
-	LOAD_RUN = 0,		/* what load_run() does: send all the time */
-	LOAD_ONCE = 1,		/* every block of the range once, in order; returns when all came back */
-	LOAD_DRAIN = 2,		/* send nothing; returns when nothing is in flight */
-
-	LOAD_E_STATUS = 1,	/* kinds of errors, for first_error */
-	LOAD_E_LENGTH = 2,	/* used length wrong */
-	LOAD_E_DATA = 3,	/* verification failed */
-	LOAD_E_RING = 4,	/* the device broke the ring: @first_error_info holds RING_E_* */
+	LOAD_E_STATUS = 16,	/* a kind of error, for first_error: a status byte */
 };
 
 struct load;
@@ -47,27 +35,10 @@ struct load_config {
 };
 
 struct load_stats {
-	uint64_t ns;		/* measured time, by CLOCK_MONOTONIC */
-	uint64_t ticks;		/* the same in the ticks that the histogram counts */
-	uint64_t cpu_ns;	/* CPU time of the generator's thread */
-	uint64_t done;		/* requests that came back */
+	struct gen_stats run;	/* first_error_info: status byte, length, sector or RING_E_* */
 	uint64_t reads;
 	uint64_t writes;
 	uint64_t bytes;
-	uint64_t errors;
-	uint64_t first_error;	/* LOAD_E_* */
-	uint64_t first_error_info;	/* status byte, length, sector or RING_E_* */
-	uint64_t kicks;
-	uint64_t calls;		/* notifications the device sent */
-	uint64_t batches;	/* polls that found something */
-	uint64_t max_batch;
-	uint64_t sleeps;
-	uint64_t voluntary;	/* context switches of the generator's thread */
-	uint64_t involuntary;
-	uint64_t late;		/* rate-limited: requests sent more than one interval after they were due */
-	uint64_t samples;	/* latencies in the histogram; only of requests sent and returned within the run */
-	uint64_t max_ticks;
-	uint64_t hist[3776];	/* LOAD_HIST */
 };
 
 /* NULL without memory or if the configuration makes no sense. */
@@ -81,7 +52,7 @@ int load_add_queue(struct load *load, struct ring_drv *drv, int kick_fd, int cal
 		   uint64_t slots_gpa, void *data, uint64_t data_gpa);
 /*
  * Drive the queues for @duration_ns, or until load_stop(), or as @mode says. Statistics start anew. 0, -ETIME if
- * LOAD_ONCE or LOAD_DRAIN did not end in time, -EIO once the device broke a ring.
+ * GEN_ONCE or GEN_DRAIN did not end in time, -EIO once the device broke a ring.
  */
 int load_run(struct load *load, uint64_t duration_ns, int mode);
 /* From any thread. */
@@ -89,8 +60,6 @@ void load_stop(struct load *load);
 /* Of the last run; the pointer stays valid until load_free(). */
 const struct load_stats *load_stats(const struct load *load);
 uint64_t load_in_flight(const struct load *load);
-/* Middle of histogram bucket @bucket, in ticks. */
-uint64_t load_hist_value(uint32_t bucket);
 /* From now on other kinds of requests: percent of reads, random or not, verification. Between runs. */
 void load_set_mode(struct load *load, uint32_t read_percent, uint32_t random, uint32_t verify);
 /* cffi:end */

@@ -10,17 +10,14 @@
 #ifndef FS_LOAD_H
 #define FS_LOAD_H
 
-#include "ring/csrc/driver.h"
+#include "ring/csrc/loadgen.h"
 
 /* cffi:begin */
 enum {
 	FS_LOAD_SLOT_BYTES = 512,	/* of each slot's private piece: headers, arguments, small replies */
-	FS_LOAD_QUEUES = 64,
-	FS_LOAD_DEPTH = 1024,		/* operations in flight per queue */
 	FS_LOAD_PIECES = 512,		/* descriptors of a request's data */
 	FS_LOAD_NAME = 32,		/* bytes of a name with its NUL */
 	FS_LOAD_FORGETS = 64,		/* slots of the high-priority queue */
-	FS_LOAD_HIST = 3776,		/* buckets of the histogram: ring/csrc/measure.h */
 
 	FS_LOAD_GETATTR = 0,		/* operations */
 	FS_LOAD_LOOKUP = 1,
@@ -29,17 +26,10 @@ enum {
 	FS_LOAD_LIST = 4,		/* READDIRPLUS, from the first entry to the last and again */
 	FS_LOAD_CREATE = 5,		/* CREATE, WRITE, FLUSH, RELEASE, UNLINK and FORGET of a new file */
 
-	FS_LOAD_RUN = 0,		/* what fs_load_run() does: send all the time */
-	FS_LOAD_ONCE = 1,		/* READ, WRITE: every block of every file once; returns when all came back */
-	FS_LOAD_DRAIN = 2,		/* finish what is begun; returns when nothing is in flight */
-
-	FS_LOAD_E_STATUS = 1,		/* kinds of errors, for first_error: an errno of a reply */
-	FS_LOAD_E_LENGTH = 2,		/* used length or the header's are wrong */
-	FS_LOAD_E_DATA = 3,		/* a block holds something else; its offset */
-	FS_LOAD_E_RING = 4,		/* the device broke the ring: RING_E_* */
-	FS_LOAD_E_UNIQUE = 5,		/* the answer to something else */
-	FS_LOAD_E_INODE = 6,		/* another inode, or another size, than was looked up */
-	FS_LOAD_E_LISTING = 7,		/* entries missing, twice or malformed; how many there were */
+	FS_LOAD_E_STATUS = 16,		/* kinds of errors, for first_error: an errno of a reply */
+	FS_LOAD_E_UNIQUE = 17,		/* the answer to something else */
+	FS_LOAD_E_INODE = 18,		/* another inode, or another size, than was looked up */
+	FS_LOAD_E_LISTING = 19,		/* entries missing, twice or malformed; how many there were */
 };
 
 struct fs_load;
@@ -80,27 +70,10 @@ struct fs_load_memory {
 };
 
 struct fs_load_stats {
-	uint64_t ns;		/* measured time, by CLOCK_MONOTONIC */
-	uint64_t ticks;		/* the same in the ticks that the histogram counts */
-	uint64_t cpu_ns;	/* CPU time of the generator's thread */
-	uint64_t done;		/* operations that are through */
+	struct gen_stats run;	/* of operations */
 	uint64_t requests;	/* replies */
 	uint64_t bytes;		/* of files or of listings */
 	uint64_t entries;	/* LIST */
-	uint64_t errors;
-	uint64_t first_error;	/* FS_LOAD_E_* */
-	uint64_t first_error_info;
-	uint64_t kicks;
-	uint64_t calls;		/* notifications the device sent */
-	uint64_t batches;	/* polls that found something */
-	uint64_t max_batch;
-	uint64_t sleeps;
-	uint64_t voluntary;	/* context switches of the generator's thread */
-	uint64_t involuntary;
-	uint64_t late;		/* rate-limited: operations sent more than one interval after they were due */
-	uint64_t samples;	/* latencies in the histogram; only of operations begun and through within the run */
-	uint64_t max_ticks;
-	uint64_t hist[3776];	/* FS_LOAD_HIST */
 };
 
 /* NULL without memory or if the configuration makes no sense. */
@@ -117,16 +90,15 @@ int fs_load_add_queue(struct fs_load *load, struct ring_drv *drv, int kick_fd, i
 /* CREATE: the high-priority queue, and FS_LOAD_FORGETS pieces of FS_LOAD_SLOT_BYTES. 0, -ENOMEM. */
 int fs_load_set_hiprio(struct fs_load *load, struct ring_drv *drv, int kick_fd, void *slots, uint64_t slots_gpa);
 /*
- * Drive the queues for @duration_ns, or until fs_load_stop(), or as @mode says. Statistics start anew. 0, -ETIME if
- * FS_LOAD_ONCE or FS_LOAD_DRAIN did not end in time, -EIO once the device broke a ring.
+ * Drive the queues for @duration_ns, or until fs_load_stop(), or as @mode says: GEN_ONCE is for READ and WRITE, every
+ * block of every file. Statistics start anew. 0, -ETIME if GEN_ONCE or GEN_DRAIN did not end in time, -EIO once the
+ * device broke a ring.
  */
 int fs_load_run(struct fs_load *load, uint64_t duration_ns, int mode);
 /* From any thread. */
 void fs_load_stop(struct fs_load *load);
 /* Of the last run; the pointer stays valid until fs_load_free(). */
 const struct fs_load_stats *fs_load_stats(const struct fs_load *load);
-/* Middle of histogram bucket @bucket, in ticks. */
-uint64_t fs_load_hist_value(uint32_t bucket);
 /* READ or WRITE from now on, and whether blocks are compared or made. Nothing may be in flight. */
 void fs_load_set_op(struct fs_load *load, uint32_t op, uint32_t verify);
 /* cffi:end */

@@ -6,12 +6,10 @@
 #include <stdbool.h>
 
 #include "devices/fs/csrc/load.h"
-#include "ring/csrc/measure.h"
 #include "ring/csrc/shm.h"
 
 /* An operation in flight, or what the next one goes on from. */
 struct load_slot {
-	uint64_t sent;		/* ticks; before the run's start: not measured */
 	uint64_t unique;
 	uint64_t node, fh;	/* CREATE: of the new file; LIST: fh of the open folder */
 	uint64_t offset;	/* READ, WRITE: of the block; LIST: where the listing goes on */
@@ -22,8 +20,7 @@ struct load_slot {
 };
 
 struct load_queue {
-	struct ring_drv *drv;
-	int kick_fd, call_fd;
+	struct gen_queue gen;	/* first: a pointer to it is one to the queue */
 	SHM uint8_t *slots;
 	SHM uint8_t *data;
 	uint64_t slots_gpa, data_gpa, data_stride;
@@ -31,11 +28,7 @@ struct load_queue {
 	/* READ, WRITE in order: where it is */
 	uint32_t file;
 	uint64_t block;
-	bool over;		/* FS_LOAD_ONCE: went through all of them */
-	uint32_t nr_free;
-	uint32_t dirty;		/* added, not published */
-	uint16_t free[FS_LOAD_DEPTH];
-	struct load_slot slot[FS_LOAD_DEPTH];
+	struct load_slot slot[GEN_DEPTH];
 };
 
 /* The high-priority queue: requests without reply. */
@@ -50,29 +43,17 @@ struct load_hiprio {
 };
 
 struct fs_load {
+	struct gen gen;		/* first, likewise */
 	struct fs_load_config cfg;
 	struct fs_load_stats stats;
 	const struct fs_load_file *files;
 	uint32_t nr_files;
 	uint64_t random;	/* state of the generator */
 	uint64_t unique;
-	uint64_t start;		/* of this run, ticks */
-	int mode;		/* FS_LOAD_RUN, ... */
-	uint64_t in_flight;	/* operations */
-	double ticks_per_ns;
-	/* open loop */
-	double interval;	/* ticks between operations */
-	double due;		/* of the next one */
-	uint32_t turn;		/* queue it goes to */
-	uint32_t nr_queues;
-	int broken;
-	int stop;		/* atomic */
 	struct load_hiprio hiprio;
-	struct load_queue *queues[FS_LOAD_QUEUES];
 };
 
-void load_fail(struct fs_load *load, uint64_t kind, uint64_t info);
-/* Choose what @slot's next operation is about. False: FS_LOAD_ONCE has nothing left for @q. */
+/* Choose what @slot's next operation is about. False: GEN_ONCE has nothing left for @q. */
 bool load_begin_op(struct fs_load *load, struct load_queue *q, struct load_slot *slot);
 /* Add the request of @nr's step to the ring. False: the ring is full. */
 bool load_request(struct fs_load *load, struct load_queue *q, uint16_t nr);

@@ -43,18 +43,6 @@ struct making {
 	bool data_out, data_in;
 };
 
-/* xorshift64*: one multiplication, good enough to scatter */
-static inline uint64_t draw_below(struct fs_load *load, uint64_t bound)
-{
-	uint64_t x = load->random;
-
-	x ^= x >> 12;
-	x ^= x << 25;
-	x ^= x >> 27;
-	load->random = x;
-	return (uint64_t)(((unsigned __int128)(x * 0x2545f4914f6cdd1dULL) * bound) >> 64);
-}
-
 static inline uint64_t word_at(const struct fs_load *load, uint32_t file, uint64_t offset)
 {
 	return measure_mix(load->cfg.seed ^ (uint64_t)file << 40 ^ offset / 8);
@@ -86,7 +74,7 @@ static bool next_block(struct fs_load *load, struct load_queue *q, struct load_s
 {
 	uint32_t size = load->cfg.block_bytes;
 
-	if (q->over)
+	if (q->gen.over)
 		return false;
 	slot->file = q->file;
 	slot->offset = q->block * size;
@@ -95,7 +83,7 @@ static bool next_block(struct fs_load *load, struct load_queue *q, struct load_s
 		q->file += q->total;
 		if (q->file >= load->nr_files) {
 			q->file = q->number % load->nr_files;
-			q->over = load->mode == FS_LOAD_ONCE;
+			q->gen.over = load->gen.mode == GEN_ONCE;
 		}
 	}
 	return true;
@@ -108,7 +96,7 @@ bool load_begin_op(struct fs_load *load, struct load_queue *q, struct load_slot 
 	case FS_LOAD_GETATTR:
 	case FS_LOAD_LOOKUP:
 		if (load->cfg.random) {
-			slot->file = (uint32_t)draw_below(load, load->nr_files);
+			slot->file = (uint32_t)measure_draw_below(&load->random, load->nr_files);
 		} else {
 			slot->file = q->file;
 			q->file = q->file + 1 == load->nr_files ? 0 : q->file + 1;
@@ -116,13 +104,13 @@ bool load_begin_op(struct fs_load *load, struct load_queue *q, struct load_slot 
 		return true;
 	case FS_LOAD_READ:
 	case FS_LOAD_WRITE:
-		if (!load->cfg.random || load->mode == FS_LOAD_ONCE)
+		if (!load->cfg.random || load->gen.mode == GEN_ONCE)
 			return next_block(load, q, slot);
 		slot->file = q->number % load->nr_files;
 		if (q->total < load->nr_files)
-			slot->file += q->total * (uint32_t)draw_below(load, (load->nr_files - 1 - slot->file) / q->total + 1);
+			slot->file += q->total * (uint32_t)measure_draw_below(&load->random, (load->nr_files - 1 - slot->file) / q->total + 1);
 		slot->offset = load->cfg.block_bytes *
-			       draw_below(load, load->files[slot->file].size / load->cfg.block_bytes);
+			       measure_draw_below(&load->random, load->files[slot->file].size / load->cfg.block_bytes);
 		return true;
 	default:
 		return true;
@@ -299,9 +287,9 @@ bool load_request(struct fs_load *load, struct load_queue *q, uint16_t nr)
 	put(q, nr, 0, &in, sizeof(in));
 	/* what is never written is not taken for a reply */
 	shm_store64(q->slots + (size_t)nr * FS_LOAD_SLOT_BYTES + OUT_AT + 8, 0);
-	if (ring_drv_add(q->drv, bufs, nr_out, nr_in - nr_out, nr, (int)load->cfg.indirect) < 0)
+	if (ring_drv_add(q->gen.drv, bufs, nr_out, nr_in - nr_out, nr, (int)load->cfg.indirect) < 0)
 		return false;
-	q->dirty++;
+	q->gen.dirty++;
 	return true;
 }
 
@@ -319,11 +307,11 @@ void load_forget(struct fs_load *load, uint64_t node)
 	};
 	uint16_t nr;
 
-	while (h->nr_free == 0 && !load->broken && !__atomic_load_n(&load->stop, __ATOMIC_RELAXED)) {
+	while (h->nr_free == 0 && !load->gen.broken && !__atomic_load_n(&load->gen.stop, __ATOMIC_RELAXED)) {
 		int n = ring_drv_poll(h->drv, used, FS_LOAD_FORGETS);
 
 		if (n < 0)
-			load->broken = -EIO;
+			load->gen.broken = -EIO;
 		for (int i = 0; i < n; i++)
 			h->free[h->nr_free++] = (uint16_t)used[i].token;
 		if (n == 0)
@@ -338,7 +326,7 @@ void load_forget(struct fs_load *load, uint64_t node)
 	};
 	bufs[1] = (struct ring_drv_buf){ .addr = bufs[0].addr + sizeof(in.header), .len = sizeof(in.arg) };
 	if (ring_drv_add(h->drv, bufs, 2, 0, nr, 0) < 0)
-		load->broken = -EIO;
+		load->gen.broken = -EIO;
 	h->dirty++;
 }
 
@@ -350,7 +338,7 @@ static void check_inode(struct fs_load *load, const struct load_slot *slot, cons
 	uint64_t g_ino = shm_load64(attr), g_size = shm_load64(attr + offsetof(struct fuse_attr, size));
 
 	if (g_ino != file->ino || g_size != file->size)
-		load_fail(load, FS_LOAD_E_INODE, g_ino);
+		gen_fail(load->gen.stats, FS_LOAD_E_INODE, g_ino);
 }
 
 /* The number in "f000123"; anything else counts 0. */
@@ -391,18 +379,18 @@ static void walk_listing(struct fs_load *load, struct load_queue *q, uint16_t nr
 			slot->sum += number;
 			if (shm_load64(entry) != 0 &&
 			    shm_load64(entry + offsetof(struct fuse_entry_out, attr)) != shm_load64(entry + ENTRY))
-				load_fail(load, FS_LOAD_E_INODE, number);
+				gen_fail(load->gen.stats, FS_LOAD_E_INODE, number);
 		}
 		at += (uint32_t)FUSE_REC_ALIGN(ENTRY + FUSE_NAME_OFFSET + g_name);
 		if (at >= len)
 			return;
 	}
 	if (len != 0) {
-		load_fail(load, FS_LOAD_E_LISTING, slot->seen);
+		gen_fail(load->gen.stats, FS_LOAD_E_LISTING, slot->seen);
 		return;
 	}
 	if (load->cfg.verify && (slot->seen != want || slot->sum != want * (want - 1) / 2))
-		load_fail(load, FS_LOAD_E_LISTING, slot->seen);
+		gen_fail(load->gen.stats, FS_LOAD_E_LISTING, slot->seen);
 	slot->offset = slot->seen = slot->sum = 0;
 }
 
@@ -423,7 +411,7 @@ static bool take_reply(struct fs_load *load, struct load_queue *q, uint16_t nr, 
 		return len == sizeof(struct fuse_entry_out);
 	case FUSE_READ:
 		if (load->cfg.verify && !matches(load, data_of(q, nr), slot))
-			load_fail(load, FS_LOAD_E_DATA, slot->offset);
+			gen_fail(load->gen.stats, GEN_E_DATA, slot->offset);
 		load->stats.bytes += len;
 		return len == load->cfg.block_bytes;
 	case FUSE_READDIRPLUS:
@@ -476,13 +464,13 @@ bool load_reply(struct fs_load *load, struct load_queue *q, uint16_t nr, uint32_
 
 	load->stats.requests++;
 	if (len < sizeof(struct fuse_out_header) || g_len != len) {
-		load_fail(load, FS_LOAD_E_LENGTH, len);
+		gen_fail(load->gen.stats, GEN_E_LENGTH, len);
 	} else if (shm_load64(out + 8) != slot->unique) {
-		load_fail(load, FS_LOAD_E_UNIQUE, slot->opcode);
+		gen_fail(load->gen.stats, FS_LOAD_E_UNIQUE, slot->opcode);
 	} else if (g_error && !(slot->opcode == FUSE_FLUSH && g_error == -ENOSYS)) {
-		load_fail(load, FS_LOAD_E_STATUS, (uint64_t)-(int64_t)g_error);
+		gen_fail(load->gen.stats, FS_LOAD_E_STATUS, (uint64_t)-(int64_t)g_error);
 	} else if (!g_error && !take_reply(load, q, nr, len - (uint32_t)sizeof(struct fuse_out_header))) {
-		load_fail(load, FS_LOAD_E_LENGTH, len);
+		gen_fail(load->gen.stats, GEN_E_LENGTH, len);
 	} else {
 		return load->cfg.op != FS_LOAD_CREATE || step_over(load, q, nr);
 	}

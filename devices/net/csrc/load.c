@@ -19,17 +19,11 @@
 #include "devices/net/csrc/load.h"
 
 #include <errno.h>
-#include <poll.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/prctl.h>
-#include <sys/resource.h>
-#include <unistd.h>
 
 #include "devices/net/csrc/load_frame.h"
-#include "ring/csrc/measure.h"
 
-#define NS MEASURE_NS
 #define unlikely(x) __builtin_expect(!!(x), 0)
 
 enum {
@@ -196,34 +190,15 @@ const struct net_load_stats *net_load_stats(const struct net_load *load)
 	return &load->stats;
 }
 
-uint64_t net_load_hist_value(uint32_t bucket)
-{
-	return measure_value(bucket);
-}
-
-static void fail(struct net_load *load, uint64_t kind, uint64_t info)
-{
-	if (load->stats.errors++ == 0) {
-		load->stats.first_error = kind;
-		load->stats.first_error_info = info;
-	}
-}
-
 static void break_ring(struct net_load *load, int error)
 {
-	fail(load, NET_LOAD_E_RING, (uint64_t)-error);
+	gen_fail(&load->stats.run, GEN_E_RING, (uint64_t)-error);
 	load->broken = -EIO;
 }
 
 static void publish(struct net_load *load, struct end *end)
 {
-	uint64_t one = 1;
-
-	if (!ring_drv_publish(end->ring.drv))
-		return;
-	load->stats.kicks++;
-	/* EAGAIN: the counter is full, so the other side will look */
-	if (write(end->ring.kick_fd, &one, sizeof(one)) < 0 && errno != EAGAIN)
+	if (gen_publish(&load->stats.run, end->ring.drv, end->ring.kick_fd) < 0)
 		load->broken = -EIO;
 }
 
@@ -253,18 +228,6 @@ static void keep(struct end *end, uint32_t id)
 
 /* --- receiving */
 
-static void note_latency(struct net_load *load, uint64_t sent)
-{
-	uint64_t took = load->now > sent ? load->now - sent : 0;
-
-	if (sent < load->start)
-		return;	/* of the run before */
-	load->stats.hist[measure_bucket(took)]++;
-	load->stats.samples++;
-	if (took > load->stats.max_ticks)
-		load->stats.max_ticks = took;
-}
-
 /* Frame @number of @flow came: what it skips is missing. */
 static void arrived(struct net_load *load, struct flow *flow, uint64_t number)
 {
@@ -281,8 +244,12 @@ static void arrived(struct net_load *load, struct flow *flow, uint64_t number)
 		load->stats.lost += ahead;
 	flow->expected += ahead + 1;
 	flow->moved = load->now;
-	if (number % SAMPLE == 0)
-		note_latency(load, flow->sent_at[number & flow->at_mask]);
+	if (number % SAMPLE == 0) {
+		uint64_t sent = flow->sent_at[number & flow->at_mask];
+
+		if (sent >= load->start)	/* else of the run before */
+			gen_note_latency(&load->stats.run, sent, load->now);
+	}
 }
 
 /* All buffers of a frame are there. */
@@ -290,14 +257,14 @@ static void frame_done(struct net_load *load, struct flow *flow)
 {
 	uint64_t tag = flow->tag, nr = tag >> 40 & 0xff;
 
-	load->stats.received++;
+	load->stats.run.done++;
 	load->stats.received_bytes += flow->got - NET_LOAD_HDR;
 	if (tag == 0 || nr >= load->nr_flows || !numbered(load->flows[nr])) {
 		load->stats.foreign++;
 		return;
 	}
 	if (unlikely(flow->got != load->cfg.frame_bytes + NET_LOAD_HDR))
-		fail(load, NET_LOAD_E_LENGTH, flow->got - NET_LOAD_HDR);
+		gen_fail(&load->stats.run, GEN_E_LENGTH, flow->got - NET_LOAD_HDR);
 	arrived(load, load->flows[nr], tag & FRAME_NUMBER);
 }
 
@@ -309,7 +276,7 @@ static void verify(struct net_load *load, const struct flow *flow, const SHM uin
 		return;
 	at = frame_compare(&load->cfg, buf, flow->got, len, flow->tag);
 	if (at != flow->got + len)
-		fail(load, NET_LOAD_E_DATA, at - NET_LOAD_HDR);
+		gen_fail(&load->stats.run, GEN_E_DATA, at - NET_LOAD_HDR);
 }
 
 /* The first buffer of a frame: how many there are, and is it one of ours? */
@@ -325,7 +292,7 @@ static void frame_begins(struct net_load *load, struct flow *flow, const SHM uin
 		uint16_t g_num = shm_load16(buf + FRAME_NUM_BUFFERS);
 
 		if (unlikely(g_num == 0 || g_num > flow->rx.ring.slots))
-			fail(load, NET_LOAD_E_BUFFERS, g_num);
+			gen_fail(&load->stats.run, NET_LOAD_E_BUFFERS, g_num);
 		else
 			flow->left = g_num;
 	}
@@ -342,7 +309,7 @@ static void take_buffer(struct net_load *load, struct flow *flow, uint32_t id, u
 
 	if (flow->left == 0) {
 		if (unlikely(len < NET_LOAD_HDR)) {
-			fail(load, NET_LOAD_E_LENGTH, len);
+			gen_fail(&load->stats.run, GEN_E_LENGTH, len);
 			return;
 		}
 		frame_begins(load, flow, buf, len);
@@ -359,7 +326,7 @@ static int receive(struct net_load *load, struct flow *flow)
 {
 	struct end *end = &flow->rx;
 	struct ring_drv_taken taken[NET_LOAD_BURST];
-	uint64_t before = load->stats.received;
+	uint64_t before = load->stats.run.done;
 	uint32_t want, back;
 	int n = ring_drv_take(end->ring.drv, taken, (int)load->cfg.burst);
 
@@ -379,9 +346,9 @@ static int receive(struct net_load *load, struct flow *flow)
 		keep(end, taken[i].id);
 	}
 	if (n > 0) {
-		load->stats.rx_batches++;
-		if (load->stats.received - before > load->stats.rx_batch_max)
-			load->stats.rx_batch_max = load->stats.received - before;
+		load->stats.run.batches++;
+		if (load->stats.run.done - before > load->stats.run.max_batch)
+			load->stats.run.max_batch = load->stats.run.done - before;
 	}
 	back = held(end);
 	want = end->ring.slots / 4 < load->cfg.burst ? end->ring.slots / 4 : load->cfg.burst;
@@ -440,7 +407,7 @@ static uint32_t allowed(struct net_load *load, struct flow *flow)
 {
 	uint32_t room = held(&flow->tx);
 
-	if (load->mode == NET_LOAD_DRAIN || (flow->announce && flow->announced))
+	if (load->mode == GEN_DRAIN || (flow->announce && flow->announced))
 		return 0;
 	if (flow->announce)
 		return room ? 1 : 0;
@@ -482,7 +449,7 @@ static int transmit(struct net_load *load, struct flow *flow)
 		number(load, flow, n);
 	if (load->interval > 0 && !flow->announce) {
 		if ((double)load->now - flow->due > load->interval)
-			load->stats.late += n;
+			load->stats.run.late += n;
 		flow->due += n * load->interval;
 	}
 	flow->announced = 1;
@@ -511,13 +478,12 @@ static void write_off(struct net_load *load)
 
 /* --- sleeping */
 
-static void drain_calls(struct net_load *load, struct end *end)
+static void drain_calls(struct net_load *load, struct flow *flow)
 {
-	uint64_t count;
-
-	if (end->ring.drv != NULL && end->ring.call_fd >= 0 &&
-	    read(end->ring.call_fd, &count, sizeof(count)) == sizeof(count))
-		load->stats.calls += count;
+	if (flow->rx.ring.drv != NULL)
+		gen_drain_calls(&load->stats.run, flow->rx.ring.call_fd);
+	if (flow->tx.ring.drv != NULL)
+		gen_drain_calls(&load->stats.run, flow->tx.ring.call_fd);
 }
 
 /* Does sending wait for the device to take frames? Drivers of networks do not ask to be told else. */
@@ -530,7 +496,6 @@ static bool tx_waits(const struct net_load *load, const struct flow *flow)
 static void sleep_on_calls(struct net_load *load, uint64_t limit_ns)
 {
 	struct pollfd fds[2 * NET_LOAD_FLOWS];
-	struct timespec ts = { .tv_sec = (time_t)(limit_ns / NS), .tv_nsec = (long)(limit_ns % NS) };
 	bool there = false;
 	nfds_t nr = 0;
 
@@ -546,15 +511,12 @@ static void sleep_on_calls(struct net_load *load, uint64_t limit_ns)
 			there |= ring_drv_calls_on(flow->tx.ring.drv) != 0;
 		}
 	}
-	if (!there) {
-		load->stats.sleeps++;
-		ppoll(fds, nr, &ts, NULL);
-	}
+	if (!there)
+		gen_sleep(&load->stats.run, fds, nr, limit_ns);
 	for (uint32_t i = 0; i < load->nr_flows; i++) {
 		struct flow *flow = load->flows[i];
 
-		drain_calls(load, &flow->rx);
-		drain_calls(load, &flow->tx);
+		drain_calls(load, flow);
 		if (flow->rx.ring.drv != NULL)
 			ring_drv_calls_off(flow->rx.ring.drv);
 		if (flow->tx.ring.drv != NULL)
@@ -584,7 +546,7 @@ static bool settled(struct net_load *load)
 /* Ticks until a frame is due, at most @wait. */
 static uint64_t until_due(const struct net_load *load, uint64_t wait)
 {
-	for (uint32_t i = 0; i < load->nr_flows && load->interval > 0 && load->mode == NET_LOAD_RUN; i++) {
+	for (uint32_t i = 0; i < load->nr_flows && load->interval > 0 && load->mode == GEN_RUN; i++) {
 		const struct flow *flow = load->flows[i];
 		double left = flow->due - (double)load->now;
 
@@ -613,10 +575,10 @@ static void loop(struct net_load *load, uint64_t end)
 			if (flow->tx.ring.drv != NULL)
 				n += transmit(load, flow);
 		}
-		if (n > 0 && load->now < end && load->mode == NET_LOAD_RUN && load->nr_senders == 0)
+		if (n > 0 && load->now < end && load->mode == GEN_RUN && load->nr_senders == 0)
 			continue;	/* receive() looked at the clock */
 		load->now = measure_ticks();
-		if (load->now >= end || (load->mode == NET_LOAD_DRAIN && settled(load)))
+		if (load->now >= end || (load->mode == GEN_DRAIN && settled(load)))
 			return;
 		if (n > 0)
 			continue;
@@ -636,7 +598,7 @@ static void begin(struct net_load *load)
 	uint32_t turn = 0;
 
 	load->interval = 0;
-	if (load->cfg.rate && load->mode == NET_LOAD_RUN && load->nr_senders)
+	if (load->cfg.rate && load->mode == GEN_RUN && load->nr_senders)
 		load->interval = load->ticks_per_ns * 1e9 * load->nr_senders / (double)load->cfg.rate;
 	for (uint32_t i = 0; i < load->nr_flows; i++) {
 		struct flow *flow = load->flows[i];
@@ -645,50 +607,38 @@ static void begin(struct net_load *load)
 			ring_drv_calls_off(flow->rx.ring.drv);
 		if (flow->tx.ring.drv != NULL)
 			ring_drv_calls_off(flow->tx.ring.drv);
-		drain_calls(load, &flow->rx);
-		drain_calls(load, &flow->tx);
+		drain_calls(load, flow);
 		flow->announced = 0;
 		flow->moved = load->start;
 		/* one after the other, not all at once */
 		flow->due = (double)load->start + load->interval * turn / (load->nr_senders ? load->nr_senders : 1);
 		turn += flow->tx.ring.drv != NULL && !flow->announce;
 	}
-	load->stats.calls = 0;
+	load->stats.run.calls = 0;
 }
 
 int net_load_run(struct net_load *load, uint64_t duration_ns, int mode)
 {
-	struct rusage before, after;
-	uint64_t begin_ns, cpu;
+	struct gen_account account;
 
 	if (load->nr_flows == 0)
 		return -EINVAL;
 	if (load->ticks_per_ns == 0)
 		load->ticks_per_ns = measure_ticks_per_ns();
 	load->gone = (uint64_t)(load->ticks_per_ns * GONE_MS * 1e6);
-	prctl(PR_SET_TIMERSLACK, 1UL, 0UL, 0UL, 0UL);
 	memset(&load->stats, 0, sizeof(load->stats));
 	__atomic_store_n(&load->stop, 0, __ATOMIC_RELAXED);
 	load->mode = mode;
-	getrusage(RUSAGE_THREAD, &before);
-	cpu = measure_ns(CLOCK_THREAD_CPUTIME_ID);
-	begin_ns = measure_ns(CLOCK_MONOTONIC);
-	load->start = load->now = measure_ticks();
+	gen_account_begin(&account);
+	load->start = load->now = account.ticks;
 	begin(load);
 	loop(load, load->start + (uint64_t)((double)duration_ns * load->ticks_per_ns));
-	load->stats.ticks = measure_ticks() - load->start;
-	load->stats.ns = measure_ns(CLOCK_MONOTONIC) - begin_ns;
-	load->stats.cpu_ns = measure_ns(CLOCK_THREAD_CPUTIME_ID) - cpu;
-	getrusage(RUSAGE_THREAD, &after);
-	load->stats.voluntary = (uint64_t)(after.ru_nvcsw - before.ru_nvcsw);
-	load->stats.involuntary = (uint64_t)(after.ru_nivcsw - before.ru_nivcsw);
-	for (uint32_t i = 0; i < load->nr_flows; i++) {
-		drain_calls(load, &load->flows[i]->rx);
-		drain_calls(load, &load->flows[i]->tx);
-	}
+	gen_account_end(&account, &load->stats.run);
+	for (uint32_t i = 0; i < load->nr_flows; i++)
+		drain_calls(load, load->flows[i]);
 	if (load->broken)
 		return load->broken;
-	if (mode == NET_LOAD_RUN)
+	if (mode == GEN_RUN)
 		return 0;
 	return settled(load) ? 0 : -ETIME;
 }

@@ -9,7 +9,7 @@
 #ifndef NET_LOAD_H
 #define NET_LOAD_H
 
-#include "ring/csrc/driver.h"
+#include "ring/csrc/loadgen.h"
 
 /* cffi:begin */
 enum {
@@ -19,15 +19,8 @@ enum {
 	NET_LOAD_HDR = 12,		/* virtio header with num_buffers (VIRTIO 1.3, 5.1.6) */
 	NET_LOAD_FRAME_MIN = 60,
 	NET_LOAD_FRAME_MAX = 65549,	/* an IP packet of 64 KiB less one, and Ethernet's header */
-	NET_LOAD_HIST = 3776,		/* buckets of the histogram: ring/csrc/measure.h */
 
-	NET_LOAD_RUN = 0,		/* what net_load_run() does */
-	NET_LOAD_DRAIN = 1,		/* send nothing; returns when nothing comes any more */
-
-	NET_LOAD_E_RING = 1,		/* kinds of errors, for first_error; the device broke the ring: RING_E_* */
-	NET_LOAD_E_LENGTH = 2,		/* a frame of ours came back with another length */
-	NET_LOAD_E_DATA = 3,		/* ... or other contents, at this offset */
-	NET_LOAD_E_BUFFERS = 4,		/* num_buffers is not true */
+	NET_LOAD_E_BUFFERS = 16,	/* a kind of error, for first_error: num_buffers is not true */
 };
 
 struct net_load;
@@ -57,31 +50,14 @@ struct net_load_ring {
 };
 
 struct net_load_stats {
-	uint64_t ns;		/* measured time, by CLOCK_MONOTONIC */
-	uint64_t ticks;		/* the same in the ticks that the histogram counts */
-	uint64_t cpu_ns;	/* CPU time of the generator's thread */
+	struct gen_stats run;	/* done: frames from the device, of whatever origin; latencies of every eighth */
 	uint64_t sent;		/* frames given to the device */
 	uint64_t taken;		/* of them, those that the device has taken */
-	uint64_t received;	/* frames from the device, of whatever origin */
 	uint64_t received_bytes;
-	uint64_t foreign;	/* of them, those that are none of ours */
+	uint64_t foreign;	/* of what came, those that are none of ours */
 	uint64_t lost;		/* did not come: later ones did, or nothing moved any more */
 	uint64_t reordered;	/* came after a later one; copies too */
-	uint64_t errors;
-	uint64_t first_error;	/* NET_LOAD_E_* */
-	uint64_t first_error_info;
-	uint64_t kicks;
-	uint64_t calls;		/* notifications the device sent */
 	uint64_t tx_batches;	/* times that frames were given to the device */
-	uint64_t rx_batches;	/* looks that found frames */
-	uint64_t rx_batch_max;
-	uint64_t sleeps;
-	uint64_t voluntary;	/* context switches of the generator's thread */
-	uint64_t involuntary;
-	uint64_t late;		/* rate-limited: frames sent more than one interval after they were due */
-	uint64_t samples;	/* latencies in the histogram: of every eighth frame */
-	uint64_t max_ticks;
-	uint64_t hist[3776];	/* NET_LOAD_HIST */
 };
 
 /* NULL without memory or if the configuration makes no sense. */
@@ -94,16 +70,15 @@ void net_load_free(struct net_load *load);
 int net_load_add_flow(struct net_load *load, const struct net_load_ring *tx, const struct net_load_ring *rx,
 		      const uint8_t *macs, int announce);
 /*
- * Drive the flows for @duration_ns, or until net_load_stop(), or as @mode says. Statistics start anew. 0; -ETIME if
- * frames were not even taken when NET_LOAD_DRAIN's time was over; -EIO once the device broke a ring.
+ * Drive the flows for @duration_ns, or until net_load_stop(), or as @mode says: GEN_RUN, or GEN_DRAIN until nothing
+ * comes any more. Statistics start anew. 0; -ETIME if frames were not even taken when GEN_DRAIN's time was over; -EIO
+ * once the device broke a ring.
  */
 int net_load_run(struct net_load *load, uint64_t duration_ns, int mode);
 /* From any thread. */
 void net_load_stop(struct net_load *load);
 /* Of the last run; the pointer stays valid until net_load_free(). */
 const struct net_load_stats *net_load_stats(const struct net_load *load);
-/* Middle of histogram bucket @bucket, in ticks. */
-uint64_t net_load_hist_value(uint32_t bucket);
 /* cffi:end */
 
 #endif
