@@ -193,6 +193,8 @@ class _Lib:
         """int(*)(struct ring_vq *)"""
     def ring_vq_remap(self, _0: CData, /) -> int:
         """int(*)(struct ring_vq *)"""
+    def ring_vq_resubmits(self, _0: CData, /) -> int:
+        """uint32_t(*)(struct ring_vq *)"""
     def ring_vq_set_call(self, _0: CData, _1: int, /) -> None:
         """void(*)(struct ring_vq *, int)"""
     def ring_vq_set_err(self, _0: CData, _1: int, /) -> None:

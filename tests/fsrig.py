@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import struct
 import tempfile
@@ -20,6 +21,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pytest
 import trio
 
 import vhost
@@ -30,6 +32,11 @@ from vhost.frontend.queue import Queue
 
 ROOT = 1
 Names = list[str]
+#: of lock_args
+END = 2**63 - 1
+READ, WRITE, NONE = fcntl.F_RDLCK, fcntl.F_WRLCK, fcntl.F_UNLCK
+F_OFD_SETLK = 37
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="file handles are root's")
 EVERY_FLAG = sum(InitFlag)
 
 #: bytes of the fixed arguments, from linux/fuse.h 7.45
@@ -478,6 +485,28 @@ class Mount:
     ) -> bytes:
         """struct fuse_lk_in; `kind`: fcntl.F_RDLCK, F_WRLCK, F_UNLCK."""
         return struct.pack("<QQQQIIII", fh, owner, start, end, kind, pid, flock, 0)
+
+
+async def set_lock(mount: Mount, node: int, fh: int, kind: int, start: int, end: int, owner: int, **how: Any) -> None:
+    args = mount.lock_args(fh, owner, kind, start, end, **how)
+    await mount.ask(Opcode.SETLK, node, args, room=0)
+
+
+async def who_locks(mount: Mount, node: int, fh: int, byte: int) -> tuple[int, int]:
+    """Kind of lock on a byte, and who alone can hold it."""
+    args = mount.lock_args(fh, 99, WRITE, byte, byte)
+    _, _, kind, pid = struct.unpack("<QQII", await mount.ask(Opcode.GETLK, node, args, room=24))
+    return kind, pid if kind == WRITE else 0
+
+
+def is_locked(path: Path) -> bool:
+    """Can nobody else lock it?"""
+    with path.open("r+b") as file:
+        try:
+            fcntl.fcntl(file, F_OFD_SETLK, struct.pack("hhqqi", WRITE, os.SEEK_SET, 0, 0, 0))
+        except BlockingIOError:
+            return True
+    return False
 
 
 @asynccontextmanager

@@ -5,6 +5,7 @@ A front-end that breaks the protocol, or a device that fails, ends this connecti
 
 from __future__ import annotations
 
+import math
 import select
 import socket
 import struct
@@ -254,6 +255,11 @@ class Connection(Link):
         if ProtocolFeature.CONFIG in self.session.protocol_features:
             self._backend.post(BackendRequest.CONFIG_CHANGE_MSG, key="config")
         self._config_due = False
+
+    @property
+    def ending(self) -> bool:
+        """See Link."""
+        return self._stopping.is_set() or trio.current_effective_deadline() == -math.inf
 
     async def pause(self) -> None:
         """See Link."""

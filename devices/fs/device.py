@@ -77,6 +77,8 @@ class Fs(Device):
         self._queues: set[_Queue] = set()
         self._past = FsStats()
         self._gone = False
+        self._ending = False
+        self._ran = False
         self._confinement: Confinement | None = None
 
     # What it is
@@ -99,10 +101,12 @@ class Fs(Device):
     def protocol_features(self) -> ProtocolFeature:
         """The usual ones; its state where the server can be moved.
 
-        No inflight record: requests are not to be carried out twice (a second MKDIR fails). No post-copy from inside
-        a sandbox, where there is no userfaultfd.
+        An inflight record only where the next process knows what the guest means, and that a request may have been
+        carried out (a second MKDIR fails). No post-copy from inside a sandbox, where there is no userfaultfd.
         """
-        offer = super().protocol_features & ~ProtocolFeature.INFLIGHT_SHMFD
+        offer = super().protocol_features
+        if not self.server.keeps:
+            offer &= ~ProtocolFeature.INFLIGHT_SHMFD
         sealed = self._confinement
         if sealed is not None and (sealed.mode, sealed.others) != ("none", "none"):
             offer &= ~ProtocolFeature.PAGEFAULT
@@ -118,6 +122,7 @@ class Fs(Device):
         """As `vhost.Device.make_source`."""
         assert isinstance(self.server, NativeServer)
         self.server.queue_starts()
+        self._ran = True
         ptr = lib.fs_queue_new(self.server.ptr, queue.ptr, queue.size, queue.index == _HIPRIO)
         if ptr == ffi.NULL:
             raise MemoryError(f"no memory or no thread for a queue of {queue.size} requests")
@@ -133,6 +138,7 @@ class Fs(Device):
     async def run(self, queue: ring.Virtqueue) -> None:
         """As `vhost.Device.run`."""
         self.server.queue_starts()
+        self._ran = True
         await self.server.run(queue)
 
     async def background(self) -> None:
@@ -142,21 +148,26 @@ class Fs(Device):
     def attach(self, link: Link) -> None:
         """As `vhost.Device.attach`."""
         super().attach(link)
-        self._gone = False
+        self._gone = self._ran = False
 
     def detach(self, link: Link) -> None:
-        """The guest is gone: so is all that it had open."""
+        """The guest is gone: so is all that it had open, unless it is this process that goes."""
         super().detach(link)
+        if self.server.keeps and not self._ran:
+            return  # whoever only looked did not come for what is kept
         self._gone = True
-        if isinstance(self.server, NativeServer) and self.server.is_open:
+        self._ending = self.server.keeps and link.ending
+        if isinstance(self.server, NativeServer) and self.server.is_open and not self._ending:
             lib.fs_server_cancel(self.server.ptr)
         self._forget_guest()
 
     def _forget_guest(self) -> None:
-        """What the last guest had goes when its last request has ended."""
+        """What the last guest had goes when its last request has ended, or is kept for the next process."""
         if self._gone and not self._queues:
             self._gone = False
-            if not isinstance(self.server, NativeServer) or self.server.is_open:
+            if self._ending:
+                self.server.keep()
+            elif not isinstance(self.server, NativeServer) or self.server.is_open:
                 self.server.reset()
 
     def reset(self) -> None:

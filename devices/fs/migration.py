@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import logging
 import os
 from dataclasses import dataclass
@@ -12,9 +13,25 @@ import trio
 
 from devices.fs._fs import ffi, lib
 
-__all__ = ["MovedState", "load_state", "resume", "save_state"]
+__all__ = [
+    "MovedState",
+    "StateFileError",
+    "keep",
+    "load_state",
+    "open_state_file",
+    "resume",
+    "revive",
+    "save_state",
+]
 
 log = logging.getLogger(__name__)
+
+#: how a state file begins
+_MAGIC = b"vhkkeep1"
+
+
+class StateFileError(Exception):
+    """A state file cannot be used: the message says why, and what to do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,14 +111,20 @@ async def load_state(server: Any, state: bytes, *, handles: bool, description: s
     failed, report = await trio.to_thread.run_sync(work)
     if failed == errno.EINVAL:
         raise ValueError(f"this is no state of a shared folder, or it is damaged (byte {report.len} of {len(state)})")
-    if failed == errno.EPROTO:
-        raise ValueError("the guest speaks a version of FUSE that is not spoken here")
-    if failed == errno.EOPNOTSUPP:
-        raise ValueError(
-            f"the guest's mount needs what {description} does not offer: give it the options of the source"
-        )
     if failed:
-        raise ValueError(f"the state of a shared folder could not be taken over: {os.strerror(failed)}")
+        raise ValueError(_why(failed, description))
+    return _loaded(report)
+
+
+def _why(failed: int, description: str) -> str:
+    if failed == errno.EPROTO:
+        return "the guest speaks a version of FUSE that is not spoken here"
+    if failed == errno.EOPNOTSUPP:
+        return f"the guest's mount needs what {description} does not offer: give it the options of the source"
+    return f"the state of a shared folder could not be taken over: {os.strerror(failed)}"
+
+
+def _loaded(report: Any) -> MovedState:
     moved = _report(report)
     lost = moved.inodes_lost or moved.files_lost or moved.locks_lost
     log.log(logging.WARNING if lost else logging.INFO, "state of the guest loaded: %s", moved)
@@ -114,3 +137,56 @@ def resume(server: Any) -> int:
     if lost:
         log.warning("%d locks of the guest went to somebody else while it was about to move", lost)
     return lost
+
+
+def open_state_file(path: str) -> int:
+    """A descriptor of the file, made if there is none, that no other process uses.
+
+    Raises:
+        StateFileError: in words.
+    """
+    fd = -1
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.read(fd, 8) not in (b"", bytes(8), _MAGIC):
+            raise StateFileError(f"{path} is no state file; give the name of one, or of none yet")
+    except BlockingIOError:
+        os.close(fd)
+        raise StateFileError(f"another process uses the state file {path}; each folder needs one of its own") from None
+    except OSError as exc:
+        if fd >= 0:
+            os.close(fd)
+        raise StateFileError(f"the state file {path} cannot be used: {exc.strerror}") from exc
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def revive(server: Any, path: str, *, description: str) -> MovedState | None:
+    """Take over what the process before left in the server's state file; None: nothing. It is used from now on.
+
+    What cannot be taken over is said in the log: the guest has to mount again.
+    """
+    report = ffi.new("struct pass_state *")
+    done = int(lib.pass_keep_load(server, 1, report))
+    if done == 0:
+        return None
+    if done > 0:
+        return _loaded(report)
+    if done == -errno.EPROTO:
+        why = "another version of this program wrote it"
+    elif done == -errno.EINVAL:
+        why = "it is damaged"
+    else:
+        why = _why(-done, description)
+    log.warning("nothing was taken over from the state file %s (%s); a guest has to mount again", path, why)
+    return None
+
+
+def keep(server: Any) -> None:
+    """The process ends: write down what the guest knows, and let go of its locks."""
+    failed = -int(lib.pass_keep_end(server))
+    if failed:
+        log.warning("paths are missing in the state file (%s): files without handles are lost", os.strerror(failed))

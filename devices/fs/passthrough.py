@@ -125,6 +125,8 @@ class Passthrough(NativeServer):
         migration: how a guest's files are found where it moves to: "find-paths": by their names; "file-handles": by
             handles of the file system as well, which finds what is deleted but open. Whoever makes up a state can then
             reach any file of that file system: only where front-ends are trusted.
+        state_file: holds what the guest knows, has open and has locked, for the process after this one; best on a
+            tmpfs. Files that have no handle survive a clean end only.
         threads: most threads for requests that may wait, 1 to 256.
 
     Raises:
@@ -160,6 +162,7 @@ class Passthrough(NativeServer):
         uids: IdTranslation | None = None,
         gids: IdTranslation | None = None,
         migration: Migration = "find-paths",
+        state_file: str | os.PathLike[str] | None = None,
         threads: int | None = None,
     ) -> None:
         self.path = os.fspath(path)
@@ -189,13 +192,18 @@ class Passthrough(NativeServer):
         self.migration = _one_of("migration", migration, _MIGRATIONS)
         self._moving = False
         self.handles_note: str | None = None
-        super().__init__(self._start(opt, inode_file_handles))
+        self.keeps = state_file is not None
+        super().__init__(self._start(opt, inode_file_handles, None if state_file is None else os.fspath(state_file)))
+        if self.keeps:
+            self.revived = moving.revive(self.ptr, os.fspath(state_file or ""), description=self.description)
         if threads is not None:
             self.set_threads(threads)
 
-    def _start(self, opt: Any, handles: Handles) -> Any:
+    def _start(self, opt: Any, handles: Handles, state_file: str | None) -> Any:
         opt.root_fd = _open_folder(self.path)
         try:
+            if state_file is not None:
+                opt.keep, opt.keep_fd = True, moving.open_state_file(state_file)
             if handles != "never":
                 self._see_about_handles(opt, handles)
             _share_out(opt, by_handle=handles != "never" and self.handles_note is None)
@@ -207,8 +215,12 @@ class Passthrough(NativeServer):
                 os.close(opt.proc_fd)
         except FileNotFoundError:
             raise PassthroughError(f"{self.path} cannot be shared without /proc: mount it") from None
+        except moving.StateFileError as exc:
+            raise PassthroughError(str(exc)) from exc.__cause__
         finally:
             os.close(opt.root_fd)
+            if opt.keep:
+                os.close(opt.keep_fd)
         if ptr == ffi.NULL:
             raise PassthroughError(f"{self.path} cannot be shared: {os.strerror(-error[0])}")
         return ptr
@@ -240,9 +252,16 @@ class Passthrough(NativeServer):
         handles = self.migration == "file-handles"
         await moving.load_state(self.ptr, state, handles=handles, description=self.description)
 
+    def keep(self) -> None:
+        """As `Server.keep`. The locks are let go of, until a queue runs again."""
+        if self.is_open and self.keeps:
+            self._moving = True
+            moving.keep(self.ptr)
+
     def queue_starts(self) -> None:
         """As `Server.queue_starts`."""
         if self._moving:
+            lib.pass_keep_again(self.ptr)
             self._moving = False
             moving.resume(self.ptr)
 

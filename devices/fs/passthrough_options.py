@@ -44,6 +44,8 @@ OPTIONS = (
     Option("migration-mode", "choice", "how its files are found where it moves to; handles also find deleted ones, but "
            "whoever makes up a state reaches all files of the file system", "find-paths",
            choices=("find-paths", "file-handles")),
+    Option("state-file", "path", "holds what the guest has open, so that its mount survives a restart of this process "
+           "where the front-end connects again; best on a tmpfs, such as /run", metavar="PATH"),
     Option("thread-pool-size", "int", "most threads for requests that wait", 64, minimum=1, maximum=256),
     # virtiofsd's names for what is on here anyway
     Option("announce-submounts", "flag", "the default", False),
@@ -99,6 +101,7 @@ def open_passthrough(values: Mapping[str, Any]) -> Passthrough:
             uids=parse_translation(values["translate_uid"] or ()),
             gids=parse_translation(values["translate_gid"] or ()),
             migration=values["migration_mode"],
+            state_file=values["state_file"],
             threads=values["thread_pool_size"],
         )
     except (PassthroughError, ValueError) as exc:

@@ -84,6 +84,13 @@ class Server:
         """Take over `state` (untrusted bytes). Raises: ValueError: not acceptable, in words."""
         raise NotImplementedError
 
+    #: the guest may go on with the next process: `keep` works
+    keeps: bool = False
+
+    def keep(self) -> None:
+        """The process ends under a guest that may go on with the next one. Queues are stopped."""
+        raise NotImplementedError
+
     def queue_starts(self) -> None:
         """A queue is about to run: the guest goes on here, also after `save_state`."""
 

@@ -59,6 +59,11 @@ int ring_vq_pop(struct ring_vq *vq, struct ring_chain **chains, int max)
 	return n;
 }
 
+uint32_t ring_vq_resubmits(const struct ring_vq *vq)
+{
+	return vq->slow & VQ_SLOW_RESUBMIT ? vq->inflight.nr_resubmit - (uint32_t)vq->popped : 0;
+}
+
 int ring_vq_unpop(struct ring_vq *vq, int n)
 {
 	int i;

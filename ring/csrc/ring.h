@@ -125,6 +125,8 @@ void ring_vq_stats(const struct ring_vq *vq, struct ring_vq_stats *out);
  * a bad one are returned first.
  */
 int ring_vq_pop(struct ring_vq *vq, struct ring_chain **chains, int max);
+/* Chains that come next and were popped before, by a run that ended without completing them (inflight record). */
+uint32_t ring_vq_resubmits(const struct ring_vq *vq);
 /*
  * Complete: @written bytes of the writable pieces were written. The chain is the queue's again. With logging those bytes
  * are marked dirty, and the last writable byte, where a status may lie behind data that was not written.

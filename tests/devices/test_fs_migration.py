@@ -14,18 +14,28 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 import trio
 
 from devices.fs import Passthrough
-from devices.fs.config import Opcode
-from tests.fsrig import ROOT, Mount, errno_of, guest, mounted, serving
+from tests.fsrig import (
+    END,
+    NONE,
+    READ,
+    ROOT,
+    WRITE,
+    Mount,
+    errno_of,
+    guest,
+    is_locked,
+    mounted,
+    needs_root,
+    serving,
+    set_lock,
+    who_locks,
+)
 from vhost.frontend import Frontend, Refused
-
-END = 2**63 - 1
-READ, WRITE, NONE = fcntl.F_RDLCK, fcntl.F_WRLCK, fcntl.F_UNLCK
 
 _TARGET = """
 import sys, trio, vhost
@@ -38,8 +48,6 @@ async def main():
 
 trio.run(main)
 """
-
-needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="file handles are root's")
 
 
 @asynccontextmanager
@@ -69,28 +77,6 @@ async def continued(path: str, state: bytes) -> AsyncIterator[Mount]:
 async def state_of(mount: Mount) -> bytes:
     await mount.fe.stop()
     return await mount.fe.save_state()
-
-
-async def set_lock(mount: Mount, node: int, fh: int, kind: int, start: int, end: int, owner: int, **how: Any) -> None:
-    args = mount.lock_args(fh, owner, kind, start, end, **how)
-    await mount.ask(Opcode.SETLK, node, args, room=0)
-
-
-async def who_locks(mount: Mount, node: int, fh: int, byte: int) -> tuple[int, int]:
-    """Kind of lock on a byte, and who alone can hold it."""
-    args = mount.lock_args(fh, 99, WRITE, byte, byte)
-    _, _, kind, pid = struct.unpack("<QQII", await mount.ask(Opcode.GETLK, node, args, room=24))
-    return kind, pid if kind == WRITE else 0
-
-
-def is_locked(path: Path) -> bool:
-    """Can nobody else lock it?"""
-    with path.open("r+b") as file:
-        try:
-            fcntl.fcntl(file, 37, struct.pack("hhqqi", WRITE, os.SEEK_SET, 0, 0, 0))  # F_OFD_SETLK
-        except BlockingIOError:
-            return True
-    return False
 
 
 async def test_a_mount_moves(tmp_path: Path) -> None:

@@ -68,6 +68,24 @@ static int finish(struct pass *fs, struct fs_req *req, struct pass_inode *parent
 	return err < 0 ? err : (int)sizeof(*out);
 }
 
+/*
+ * -EEXIST where the request may have been carried out by an earlier run: 0, if what is there is of the kind that it makes.
+ * @target: of a symbolic link.
+ */
+static int made_before(const struct fs_req *req, int dir_fd, mode_t type, const char *target)
+{
+	char there[FS_PATH_MAX];
+	struct stat st;
+	ssize_t n;
+
+	if (!req->replay || fstatat(dir_fd, req->name, &st, AT_SYMLINK_NOFOLLOW) < 0 || (st.st_mode & S_IFMT) != type)
+		return -EEXIST;
+	if (target == NULL)
+		return 0;
+	n = readlinkat(dir_fd, req->name, there, sizeof(there));
+	return n == (ssize_t)strlen(target) && memcmp(there, target, (size_t)n) == 0 ? 0 : -EEXIST;
+}
+
 int pass_mknod(struct pass *fs, struct fs_req *req, struct pass_inode *inode, bool pool)
 {
 	const struct fuse_mknod_in *in = FS_ARG(req, fuse_mknod_in);
@@ -80,6 +98,8 @@ int pass_mknod(struct pass *fs, struct fs_req *req, struct pass_inode *inode, bo
 		return fd;
 	err = mknodat(fd, req->name, in->mode & (S_IFMT | 07777), dev) < 0 ? -errno : 0;
 	pass_cred_leave(fs, &cred);
+	if (fs_unlikely(err == -EEXIST))
+		err = made_before(req, fd, in->mode & S_IFMT ? in->mode & S_IFMT : S_IFREG, NULL);
 	if (err == 0)
 		err = finish(fs, req, inode, fd, 0);
 	pass_inode_fd_put(fs, inode, fd);
@@ -97,6 +117,8 @@ int pass_mkdir(struct pass *fs, struct fs_req *req, struct pass_inode *inode, bo
 		return fd;
 	err = mkdirat(fd, req->name, in->mode & 07777) < 0 ? -errno : 0;
 	pass_cred_leave(fs, &cred);
+	if (fs_unlikely(err == -EEXIST))
+		err = made_before(req, fd, S_IFDIR, NULL);
 	if (err == 0)
 		err = finish(fs, req, inode, fd, AT_REMOVEDIR);
 	pass_inode_fd_put(fs, inode, fd);
@@ -113,6 +135,8 @@ int pass_symlink(struct pass *fs, struct fs_req *req, struct pass_inode *inode, 
 		return fd;
 	err = symlinkat(req->name2, fd, req->name) < 0 ? -errno : 0;
 	pass_cred_leave(fs, &cred);
+	if (fs_unlikely(err == -EEXIST))
+		err = made_before(req, fd, S_IFLNK, req->name2);
 	if (err == 0)
 		err = finish(fs, req, inode, fd, 0);
 	pass_inode_fd_put(fs, inode, fd);
@@ -211,7 +235,7 @@ static int create(struct pass *fs, struct fs_req *req, struct pass_inode *parent
 		return dir_fd;
 	err = fd = create_at(fs, req, dir_fd, flags);
 	pass_cred_leave(fs, &cred);
-	if (fd == -EEXIST && named && !(in->flags & O_EXCL)) {
+	if (fd == -EEXIST && named && (!(in->flags & O_EXCL) || req->replay)) {
 		err = open_existing(fs, req, parent, dir_fd, flags);
 	} else if (fd >= 0) {
 		err = label(fs, req, dir_fd, fd);

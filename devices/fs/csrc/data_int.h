@@ -40,6 +40,8 @@ struct lock_owner {
 	uint32_t nr, room;
 	uint32_t pid;		/* in the guest, of the last lock */
 	int fd;
+	uint32_t nr_notes;	/* keep.c */
+	uint32_t *notes;
 };
 
 /* Of an inode; made with the first lock, kept as long as the inode. */

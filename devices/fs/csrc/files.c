@@ -30,6 +30,7 @@ static void file_fill(struct pass_file *file, struct pass_inode *inode, int fd, 
 	file->direct = flags & O_DIRECT;
 	atomic_store_explicit(&file->dir, NULL, memory_order_relaxed);
 	file->inode = inode;
+	file->nodeid = pass_inode_id(inode);
 	pass_inode_hold(inode);
 	atomic_store_explicit(&file->flock, 0, memory_order_relaxed);
 	atomic_store_explicit(&file->open, true, memory_order_relaxed);

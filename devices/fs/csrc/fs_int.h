@@ -64,6 +64,8 @@ struct fs_server_ops {
 	 */
 	void (*reset)(struct fs_server *server);
 	void (*free)(struct fs_server *server);
+	/* What INIT settled is something else now; may be NULL. */
+	void (*settled)(struct fs_server *server);
 };
 
 struct fs_server {
@@ -84,6 +86,12 @@ struct fs_server {
 	struct fs_queue *queues;
 };
 
+static inline void fs_server_settled(struct fs_server *server)
+{
+	if (server->ops->settled)
+		server->ops->settled(server);
+}
+
 /* A server's own new() and free() call these. 0, -ENOMEM. */
 int fs_server_init(struct fs_server *server, const struct fs_server_ops *ops, uint64_t can);
 void fs_server_exit(struct fs_server *server);
@@ -100,6 +108,7 @@ struct fs_req {
 	uint64_t again_ns;		/* CLOCK_MONOTONIC, with FS_AGAIN; kept by the server between calls */
 	int result;			/* of a call on the pool */
 	bool in_place;			/* the reply's bytes lie in @room */
+	bool replay;			/* it was in flight when an earlier run ended, and may have been carried out */
 	uint8_t shape;			/* FS_SHAPE_* of its opcode */
 	uint8_t nr_cut;
 	/* any thread, see fs_cancelled() */
@@ -175,6 +184,7 @@ struct fs_queue {
 	bool hiprio;
 	bool held;			/* something holds all queues of the server */
 	bool told;			/* the driver wanted to be told of the last batch */
+	bool replays;			/* requests of an earlier run may be left */
 	/* any thread: slots in use, and one while it polls */
 	_Alignas(64) _Atomic uint32_t busy;
 	struct fs_queue *next;		/* under the server's lock */

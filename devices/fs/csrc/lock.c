@@ -154,6 +154,7 @@ static struct pass_locks *locks_get(struct pass_inode *inode, bool make)
 
 static void owner_free(struct pass *fs, struct lock_owner *owner)
 {
+	pass_keep_unlock(fs, owner);
 	close(owner->fd);	/* lets go of what it holds */
 	free(owner->ranges);
 	free(owner);
@@ -220,7 +221,8 @@ static void owner_drop(struct pass *fs, struct pass_locks *locks, struct lock_ow
 	owner_free(fs, owner);
 }
 
-static int owner_set(struct lock_owner *owner, const struct lock_range *range, uint32_t pid)
+static int owner_set(struct pass *fs, const struct pass_inode *inode, struct lock_owner *owner,
+		     const struct lock_range *range, uint32_t pid)
 {
 	bool whole = !range->start && range->end == LOCK_EOF;
 	struct flock fl = as_flock(range);
@@ -237,6 +239,7 @@ static int owner_set(struct lock_owner *owner, const struct lock_range *range, u
 		return errno == EACCES ? -EAGAIN : -errno;
 	owner->pid = pid;
 	ranges_set(owner, range);
+	pass_keep_lock(fs, inode, owner);
 	return 0;
 }
 
@@ -253,7 +256,7 @@ int pass_locks_set(struct pass *fs, struct pass_inode *inode, uint64_t id, const
 	if (!owner && range->type != F_UNLCK)
 		rc = owner_make(fs, inode, locks, id, &owner);
 	if (!rc && owner)
-		rc = owner_set(owner, range, pid);
+		rc = owner_set(fs, inode, owner, range, pid);
 	pthread_mutex_unlock(&locks->mutex);
 	return rc;
 }

@@ -144,6 +144,8 @@ int pass_forget(struct pass *fs, struct fs_req *req, struct pass_inode *inode, b
 {
 	(void)inode;
 	(void)pool;
+	if (fs_unlikely(req->replay))
+		return FS_NONE;		/* twice would be too much: rather know it for longer than the guest does */
 	forget(fs, req->in.nodeid, FS_ARG(req, fuse_forget_in)->nlookup);
 	return FS_NONE;
 }
@@ -155,6 +157,8 @@ int pass_batch_forget(struct pass *fs, struct fs_req *req, struct pass_inode *in
 
 	(void)inode;
 	(void)pool;
+	if (fs_unlikely(req->replay))
+		return FS_NONE;
 	/* entries may begin and end anywhere in the pieces */
 	for (uint32_t i = 0; i < req->nr_data; i++) {
 		const SHM uint8_t *from = req->data[i].base;

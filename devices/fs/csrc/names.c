@@ -20,6 +20,15 @@ static int dir_fd(struct pass *fs, struct pass_inode *inode, const char *name, u
 	return fs_likely(pass_name_ok(name, len)) ? pass_inode_fd(fs, inode) : -EINVAL;
 }
 
+/* Is @name of the folder another name of @fd? */
+static bool is_same(int fd, int dir, const char *name)
+{
+	struct statx a, b;
+
+	return pass_statx(fd, NULL, &a) == 0 && pass_statx(dir, name, &b) == 0 && a.stx_ino == b.stx_ino &&
+	       a.stx_mnt_id == b.stx_mnt_id;
+}
+
 int pass_link(struct pass *fs, struct fs_req *req, struct pass_inode *inode, bool pool)
 {
 	struct pass_inode *old = pass_inode_get(fs, FS_ARG(req, fuse_link_in)->oldnodeid);
@@ -35,6 +44,8 @@ int pass_link(struct pass *fs, struct fs_req *req, struct pass_inode *inode, boo
 		err = fd = pass_inode_fd(fs, old);
 		if (fd >= 0) {
 			err = linkat(fs->proc_fd, pass_fd_name(fd, name), to, req->name, AT_SYMLINK_FOLLOW) < 0 ? -errno : 0;
+			if (fs_unlikely(err == -EEXIST && req->replay))
+				err = is_same(fd, to, req->name) ? 0 : err;
 			if (err == 0)
 				err = pass_entry_of_fd(fs, inode, fd, out, NULL);
 			pass_inode_fd_put(fs, old, fd);
@@ -64,6 +75,8 @@ static int unlink_at(struct pass *fs, struct fs_req *req, struct pass_inode *ino
 		err = FS_SLOW;
 	else
 		err = unlinkat(fd, req->name, flags) < 0 ? -errno : 0;
+	if (fs_unlikely(err == -ENOENT && req->replay))
+		err = 0;		/* it was done already */
 	pass_inode_fd_put(fs, inode, fd);
 	return err;
 }
@@ -94,6 +107,8 @@ static int rename_at(struct pass *fs, struct fs_req *req, struct pass_inode *ino
 				err = FS_SLOW;
 			else
 				err = syscall(SYS_renameat2, from, req->name, to, req->name2, flags) < 0 ? -errno : 0;
+			if (fs_unlikely(err == -ENOENT && req->replay) && faccessat(to, req->name2, F_OK, AT_SYMLINK_NOFOLLOW) == 0)
+				err = 0;	/* it was done already */
 			pass_inode_fd_put(fs, newdir, to);
 		}
 		pass_inode_fd_put(fs, inode, from);

@@ -177,6 +177,7 @@ static void pass_free(struct fs_server *server)
 
 	pass_files_free(fs);
 	pass_inodes_free(fs);
+	pass_keep_free(fs);
 	pass_mounts_free(fs);
 	pass_fds_free(fs);
 	free(fs->mounts);
@@ -190,7 +191,7 @@ static void pass_free(struct fs_server *server)
 	free(fs);
 }
 
-static const struct fs_server_ops pass_ops = {.handle = handle, .reset = reset, .free = pass_free};
+static const struct fs_server_ops pass_ops = {.handle = handle, .reset = reset, .free = pass_free, .settled = pass_keep_session};
 
 struct fs_server *pass_new(const struct pass_options *options, int *error)
 {
@@ -215,12 +216,16 @@ struct fs_server *pass_new(const struct pass_options *options, int *error)
 	fs->root_fd = fcntl(options->root_fd, F_DUPFD_CLOEXEC, 0);
 	fs->proc_fd = fcntl(options->proc_fd, F_DUPFD_CLOEXEC, 0);
 	err = fs->root_fd < 0 || fs->proc_fd < 0 ? -errno : pass_fds_init(fs);
+	if (err == 0 && options->keep)
+		err = pass_keep_open(fs);
 	if (err == 0)
 		err = pass_files_init(fs);
 	if (err == 0)
 		err = pass_inodes_init(fs);
 	if (err < 0)
 		goto failed;
+	if (fs->keep != NULL)
+		pass_keep_root(fs);
 	*error = 0;
 	return &fs->server;
 failed:

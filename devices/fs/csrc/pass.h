@@ -51,6 +51,7 @@ struct pass_xattr_rule {
 struct pass_options {
 	int32_t root_fd;	/* the folder, O_PATH | O_DIRECTORY; pass_new() makes copies of it */
 	int32_t proc_fd;	/* /proc/self/fd, O_PATH | O_DIRECTORY, of this process; likewise */
+	int32_t keep_fd;	/* a file for what outlives this process, likewise, if @keep; nobody else uses it */
 	uint32_t handles;	/* PASS_HANDLES_* */
 	uint32_t max_fds;	/* descriptors kept for inodes */
 	uint32_t max_files;	/* files and folders that guests hold open */
@@ -60,6 +61,7 @@ struct pass_options {
 	uint64_t negative_ns;	/* likewise that a name is not there; 0: not at all */
 	uint32_t file_flags;	/* FOPEN_* of open files */
 	uint32_t dir_flags;	/* FOPEN_* of open folders */
+	bool keep;
 	bool read_only;
 	bool readdirplus;
 	bool submounts;		/* announce them, FUSE_ATTR_SUBMOUNT */

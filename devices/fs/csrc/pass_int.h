@@ -46,6 +46,15 @@ enum {
 #define PASS_ROOT_ID 1ull		/* FUSE_ROOT_ID */
 
 struct pass_locks;			/* lock.c: those of an inode */
+struct lock_owner;
+struct pass_keep;
+
+/* pass_table.kind */
+enum {
+	PASS_KIND_INODES = 1,
+	PASS_KIND_FILES = 2,
+	PASS_KIND_NOTES = 3,
+};
 
 /* A host file system as it is mounted below the folder; also each btrfs subvolume of it. Never freed, see @inodes. */
 struct pass_mount {
@@ -96,6 +105,7 @@ struct pass_file {
 	bool is_dir;
 	bool direct;			/* io.c: O_DIRECT on the host */
 	struct pass_inode *inode;	/* a reference is held */
+	uint64_t nodeid;		/* of @inode, which means nothing to another process */
 	_Atomic(struct pass_dir *) dir;	/* folders that were read; dir.c */
 	_Atomic uint8_t flock;		/* lock.c: LOCK_SH or LOCK_EX that it holds; 0: none */
 };
@@ -110,6 +120,9 @@ struct pass_table {
 	pthread_mutex_t lock;
 	uint32_t free;			/* first of the free list; 0: none */
 	_Atomic(uint8_t *) *chunks;	/* PASS_CHUNKS of them */
+	struct pass_keep *keep;		/* chunks lie in its file; NULL: in memory */
+	uint8_t kind;			/* PASS_KIND_*, with @keep */
+	uint32_t generation;		/* of slots that are new: no number means what it meant to an earlier process */
 };
 
 struct pass_shard {
@@ -150,6 +163,8 @@ struct pass {
 	uint32_t nr_mounts;		/* mount_lock */
 	_Atomic uint64_t stale;
 	_Atomic uint64_t nr_locks;	/* lock.c */
+	struct pass_keep *keep;		/* keep.c; NULL: nothing outlives this process */
+	struct pass_table notes;	/* likewise: locks that are held */
 };
 
 /* The server of a request as what it is. */
@@ -349,6 +364,21 @@ uint32_t pass_open_answer(const struct pass *fs, int flags);
 
 /* The inode goes: let go of the locks (inode->locks), nobody uses it. */
 void pass_locks_free(struct pass *fs, struct pass_inode *inode);
+
+/* --- keep.c ---------------------------------------------------------------------------------------------------- */
+
+/* Before the tables are used: they are to lie in the file of opt.keep_fd. 0, -errno. pass_keep_free() in any case. */
+int pass_keep_open(struct pass *fs);
+void pass_keep_root(struct pass *fs);
+void pass_keep_free(struct pass *fs);
+/* Zeroed memory of the file for chunk @index of a table, NULL: none. */
+void *pass_keep_chunk(struct pass_keep *keep, uint8_t kind, uint32_t index, size_t bytes);
+void pass_keep_chunk_free(void *chunk, size_t bytes);
+/* fs_server_ops.settled: INIT agreed on something else. */
+void pass_keep_session(struct fs_server *server);
+/* What the owner holds has changed, under the lock of its inode's locks; all goes. Both do nothing without a file. */
+void pass_keep_lock(struct pass *fs, const struct pass_inode *inode, struct lock_owner *owner);
+void pass_keep_unlock(struct pass *fs, struct lock_owner *owner);
 
 /* --- state.c --------------------------------------------------------------------------------------------------- */
 

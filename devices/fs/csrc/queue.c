@@ -205,10 +205,13 @@ static int alone(struct fs_queue *q, struct fs_req *req)
 	if (server->minor) {
 		server->minor = 0;
 		server->flags = 0;
+		fs_server_settled(server);
 		server->ops->reset(server);
 	}
-	if (req->in.opcode == FUSE_INIT)
+	if (req->in.opcode == FUSE_INIT) {
 		result = fs_init(server, req);
+		fs_server_settled(server);
+	}
 	atomic_store(&server->holder, NULL);
 	return result;
 }
@@ -272,7 +275,7 @@ static void ask_again(struct fs_queue *q, int error)
 	}
 }
 
-static void begin(struct fs_queue *q, struct ring_chain *chain, uint64_t ticks)
+static void begin(struct fs_queue *q, struct ring_chain *chain, uint64_t ticks, bool replay)
 {
 	struct fs_req *req = q->free;
 	int result;
@@ -281,6 +284,7 @@ static void begin(struct fs_queue *q, struct ring_chain *chain, uint64_t ticks)
 	q->in_use++;
 	req->start_ticks = ticks;
 	req->again_ns = 0;
+	req->replay = replay;
 	result = fs_decode(req, chain);
 	if (fs_unlikely(result)) {
 		if (result != -ENOSYS)
@@ -305,7 +309,7 @@ static int take_batch(struct fs_queue *q, int budget)
 	struct ring_chain *chains[FS_BATCH];
 	bool share = !q->told;
 	uint64_t ticks;
-	int i, n;
+	int i, n, replays = 0;
 
 	if (budget > FS_BATCH)
 		budget = FS_BATCH;
@@ -313,6 +317,10 @@ static int take_batch(struct fs_queue *q, int budget)
 		budget = (int)(q->depth - q->in_use);
 	if (!budget)
 		return 0;
+	if (fs_unlikely(q->replays)) {
+		replays = (int)ring_vq_resubmits(q->source.vq);
+		q->replays = replays;
+	}
 	n = ring_vq_pop(q->source.vq, chains, budget);
 	if (n <= 0)
 		return n;
@@ -322,7 +330,7 @@ static int take_batch(struct fs_queue *q, int budget)
 	for (i = 0; i < n; i++) {
 		if (share && i % SHARE == 0 && i)
 			ring_vq_flush(q->source.vq);
-		begin(q, chains[i], ticks);
+		begin(q, chains[i], ticks, i < replays);
 	}
 	q->told = ring_vq_flush(q->source.vq);
 	return n;
@@ -422,6 +430,7 @@ struct ring_source *fs_queue_new(struct fs_server *server, struct ring_vq *vq, u
 	q->server = server;
 	q->depth = depth;
 	q->hiprio = hiprio != 0;
+	q->replays = true;
 	q->waiting_end = &q->waiting;
 	if (make_slots(q) < 0 || fs_pool_start(server->pool) < 0) {
 		free_queue(q);

@@ -50,6 +50,7 @@ int fs_server_set_session(struct fs_server *server, const struct fs_session *ses
 	server->max_write = session->max_write;
 	server->flags = session->flags;
 	server->offered = session->offered;
+	fs_server_settled(server);
 	return 0;
 }
 
@@ -64,6 +65,7 @@ void fs_server_reset(struct fs_server *server)
 		return;
 	server->minor = 0;
 	server->flags = 0;
+	fs_server_settled(server);
 	server->ops->reset(server);
 }
 

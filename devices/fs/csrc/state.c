@@ -2,9 +2,6 @@
 /*
  * state.c - what a guest knows of a folder, for another process: inodes, open files, locks.
  *
- * Layout: a header, then records, each { kind, bytes that follow }, its bytes a multiple of 8; all little-endian. Numbers
- * that the guest holds (nodeid, fh, lock owner) stay what they are, so that it notices nothing.
- *
  * Files are found by their path below the folder, where nothing leads out of it; where both sides look at one file system
  * the inode number has to be the same as well. What has no path any more (deleted, but open) is found by its file handle
  * if that is allowed: a handle is a number that opens any file of the file system, and the bytes come from outside.
@@ -17,66 +14,7 @@
 #include <sys/statfs.h>
 #include <sys/syscall.h>
 
-#include "devices/fs/csrc/data_int.h"
-#include "devices/fs/csrc/state.h"
-
-#define STATE_MAGIC 0x316b6873666b6876ull	/* "vhkfshk1" */
-
-enum {
-	RECORD_INODE = 1,
-	RECORD_FILE = 2,
-	RECORD_LOCKS = 3,
-	RECORD_END = 4,
-	STATE_PATH_MAX = 4096,
-};
-
-struct state_header {
-	uint64_t magic;
-	uint32_t bytes;			/* of this header */
-	uint32_t minor;
-	uint64_t flags;
-	uint64_t offered;
-	uint32_t driver_minor;
-	uint32_t max_write;
-	uint64_t fs_type;
-	uint64_t fs_id;			/* of the folder's file system; 0: unknown */
-};
-
-struct record {
-	uint32_t kind;
-	uint32_t len;			/* bytes after this, a multiple of 8 */
-};
-
-struct inode_record {
-	uint64_t nodeid;
-	uint64_t nlookup;
-	uint64_t ino;
-	uint64_t btime;
-	uint32_t type;			/* S_IFMT >> 12 */
-	int32_t handle_type;
-	uint16_t handle_len;
-	uint16_t path_len;		/* then handle, path */
-	uint32_t in_root;		/* it lies in the mount of the folder itself */
-};
-
-struct file_record {
-	uint64_t fh;
-	uint64_t nodeid;
-	uint32_t flags;
-	uint32_t flock;
-};
-
-struct locks_record {
-	uint64_t nodeid;
-	uint64_t owner;
-	uint32_t pid;
-	uint32_t nr;			/* ranges that follow */
-};
-
-struct range_record {
-	uint64_t start, end;
-	uint64_t type;
-};
+#include "devices/fs/csrc/state_int.h"
 
 #define for_each(i, table) \
 	for ((i) = pass_table_next((table), 1); (i); (i) = pass_table_next((table), (i) + 1))
@@ -84,49 +22,47 @@ struct range_record {
 /* --- writing --------------------------------------------------------------------------------------------------- */
 
 struct writer {
+	struct state_bytes to;
 	struct pass *fs;
-	uint8_t *bytes;
-	size_t len, room;
-	bool failed;
 	struct pass_state *out;
 	char base[STATE_PATH_MAX];	/* what paths of ours begin with */
 	size_t base_len;
 };
 
-static void put(struct writer *w, const void *from, size_t len)
+void state_put(struct state_bytes *to, const void *from, size_t len)
 {
-	if (w->failed || !len)
+	if (to->failed || !len)
 		return;
-	if (w->room - w->len < len) {
-		size_t room = (w->room ? w->room : 65536) * 2;
+	if (to->room - to->len < len) {
+		size_t room = (to->room ? to->room : 65536) * 2;
 		uint8_t *more;
 
-		while (room - w->len < len)
+		while (room - to->len < len)
 			room *= 2;
-		more = realloc(w->bytes, room);
+		more = realloc(to->bytes, room);
 		if (!more) {
-			w->failed = true;
+			to->failed = true;
 			return;
 		}
-		w->bytes = more;
-		w->room = room;
+		to->bytes = more;
+		to->room = room;
 	}
-	memcpy(w->bytes + w->len, from, len);
-	w->len += len;
+	memcpy(to->bytes + to->len, from, len);
+	to->len += len;
 }
 
-static void put_record(struct writer *w, uint32_t kind, size_t len)
+void state_put_record(struct state_bytes *to, uint32_t kind, size_t len)
 {
 	struct record record = { kind, (uint32_t)((len + 7) & ~(size_t)7) };
 
-	put(w, &record, sizeof(record));
+	state_put(to, &record, sizeof(record));
 }
 
-static void put_padding(struct writer *w)
+void state_put_padding(struct state_bytes *to)
 {
 	static const uint8_t zeros[8];
 
-	put(w, zeros, -w->len & 7);
+	state_put(to, zeros, -to->len & 7);
 }
 
 /* Where the inode is below the folder: bytes of @path, 0 where that cannot be said. */
@@ -173,11 +109,11 @@ static void put_inode(struct writer *w, struct pass_inode *inode)
 	if (!r.path_len)
 		w->out->inodes_lost++;
 	w->out->inodes++;
-	put_record(w, RECORD_INODE, sizeof(r) + r.handle_len + r.path_len);
-	put(w, &r, sizeof(r));
-	put(w, r.handle_len > PASS_HANDLE_INLINE ? inode->handle_far : inode->handle, r.handle_len);
-	put(w, path, r.path_len);
-	put_padding(w);
+	state_put_record(&w->to, RECORD_INODE, sizeof(r) + r.handle_len + r.path_len);
+	state_put(&w->to, &r, sizeof(r));
+	state_put(&w->to, r.handle_len > PASS_HANDLE_INLINE ? inode->handle_far : inode->handle, r.handle_len);
+	state_put(&w->to, path, r.path_len);
+	state_put_padding(&w->to);
 }
 
 static void put_file(struct writer *w, const struct pass_file *file)
@@ -189,8 +125,8 @@ static void put_file(struct writer *w, const struct pass_file *file)
 		.flock = atomic_load(&file->flock),
 	};
 
-	put_record(w, RECORD_FILE, sizeof(r));
-	put(w, &r, sizeof(r));
+	state_put_record(&w->to, RECORD_FILE, sizeof(r));
+	state_put(&w->to, &r, sizeof(r));
 	w->out->files++;
 	if (r.flock) {
 		w->out->locks++;
@@ -210,13 +146,13 @@ static void put_locks(struct writer *w, const struct pass_inode *inode, const st
 
 		if (!owner->nr)
 			continue;
-		put_record(w, RECORD_LOCKS, sizeof(r) + owner->nr * sizeof(struct range_record));
-		put(w, &r, sizeof(r));
+		state_put_record(&w->to, RECORD_LOCKS, sizeof(r) + owner->nr * sizeof(struct range_record));
+		state_put(&w->to, &r, sizeof(r));
 		for (i = 0; i < owner->nr; i++) {
 			const struct lock_range *range = &owner->ranges[i];
 			struct range_record out = { range->start, range->end, range->type };
 
-			put(w, &out, sizeof(out));
+			state_put(&w->to, &out, sizeof(out));
 		}
 		w->out->locks += owner->nr;
 		fcntl(owner->fd, F_OFD_SETLK, &all);
@@ -243,7 +179,7 @@ static void put_header(struct writer *w)
 		h.fs_type = (uint64_t)sb.f_type;
 		memcpy(&h.fs_id, &sb.f_fsid, sizeof(h.fs_id));
 	}
-	put(w, &h, sizeof(h));
+	state_put(&w->to, &h, sizeof(h));
 	n = readlinkat(fs->proc_fd, pass_fd_name(fs->root_fd, number), w->base, sizeof(w->base));
 	/* a root of its own shows as "/" */
 	w->base_len = n > 1 && n < (ssize_t)sizeof(w->base) ? (size_t)n : 0;
@@ -276,14 +212,14 @@ int pass_state_save(struct fs_server *server, struct pass_state *out)
 		if (locks)
 			put_locks(w, inode, locks);
 	}
-	put_record(w, RECORD_END, 0);
-	out->bytes = w->bytes;
-	out->len = w->len;
-	if (w->failed) {
+	state_put_record(&w->to, RECORD_END, 0);
+	out->bytes = w->to.bytes;
+	out->len = w->to.len;
+	if (w->to.failed) {
 		pass_state_free(out);
 		pass_state_resume(server);
 	}
-	i = w->failed;
+	i = w->to.failed;
 	free(w);
 	return i ? -ENOMEM : 0;
 }
@@ -566,9 +502,10 @@ int pass_state_load(struct fs_server *server, const uint8_t *bytes, uint64_t len
 	int rc;
 
 	memset(report, 0, sizeof(*report));
-	server->ops->reset(server);
 	server->minor = 0;
 	server->flags = 0;
+	fs_server_settled(server);
+	server->ops->reset(server);
 	rc = read_header(&r);
 	if (!rc)
 		rc = read_records(&r);
@@ -576,9 +513,10 @@ int pass_state_load(struct fs_server *server, const uint8_t *bytes, uint64_t len
 	pass_table_settle(&r.fs->files);
 	report->len = r.at;
 	if (rc) {
-		server->ops->reset(server);
 		server->minor = 0;
 		server->flags = 0;
+		fs_server_settled(server);
+		server->ops->reset(server);
 	}
 	return rc;
 }

@@ -16,7 +16,9 @@ int pass_table_init(struct pass_table *t, size_t item, size_t index_at, size_t n
 {
 	uint64_t most = (uint64_t)PASS_CHUNK * PASS_CHUNKS - 1;
 
-	*t = (struct pass_table){.item = item, .index_at = index_at, .next_at = next_at};
+	/* where chunks lie was said before */
+	*t = (struct pass_table){.item = item, .index_at = index_at, .next_at = next_at, .keep = t->keep, .kind = t->kind,
+				.generation = t->generation};
 	t->limit = limit > most ? (uint32_t)most : limit;
 	t->chunks = calloc(PASS_CHUNKS, sizeof(*t->chunks));
 	if (t->chunks == NULL)
@@ -26,12 +28,23 @@ int pass_table_init(struct pass_table *t, size_t item, size_t index_at, size_t n
 	return 0;
 }
 
+static uint8_t *chunk_new(struct pass_table *t, uint32_t index)
+{
+	if (t->keep != NULL)
+		return pass_keep_chunk(t->keep, t->kind, index, PASS_CHUNK * t->item);
+	return calloc(PASS_CHUNK, t->item);
+}
+
 void pass_table_free(struct pass_table *t)
 {
 	if (t->chunks == NULL)
 		return;
-	for (uint32_t i = 0; i < PASS_CHUNKS; i++)
-		free(atomic_load(&t->chunks[i]));
+	for (uint32_t i = 0; i < PASS_CHUNKS; i++) {
+		if (t->keep != NULL)
+			pass_keep_chunk_free(atomic_load(&t->chunks[i]), PASS_CHUNK * t->item);
+		else
+			free(atomic_load(&t->chunks[i]));
+	}
 	free(t->chunks);
 	t->chunks = NULL;
 	pthread_mutex_destroy(&t->lock);
@@ -78,12 +91,14 @@ void *pass_table_alloc(struct pass_table *t)
 		uint8_t *chunk = atomic_load(&t->chunks[index / PASS_CHUNK]);
 
 		if (chunk == NULL) {
-			chunk = calloc(PASS_CHUNK, t->item);
+			chunk = chunk_new(t, index / PASS_CHUNK);
 			atomic_store_explicit(&t->chunks[index / PASS_CHUNK], chunk, memory_order_release);
 		}
 		if (chunk != NULL) {
 			slot = chunk + (size_t)(index % PASS_CHUNK) * t->item;
 			*field(t, slot, t->index_at) = index;
+			atomic_store_explicit((_Atomic uint64_t *)slot, (uint64_t)t->generation << 32,
+					      memory_order_relaxed);
 			atomic_store_explicit(&t->top, index + 1, memory_order_release);
 		}
 	}
@@ -138,7 +153,7 @@ void *pass_table_place(struct pass_table *t, uint64_t id)
 		return NULL;
 	chunk = atomic_load(&t->chunks[index / PASS_CHUNK]);
 	if (chunk == NULL) {
-		chunk = calloc(PASS_CHUNK, t->item);
+		chunk = chunk_new(t, index / PASS_CHUNK);
 		if (chunk == NULL)
 			return NULL;
 		atomic_store(&t->chunks[index / PASS_CHUNK], chunk);
@@ -167,6 +182,8 @@ void pass_table_settle(struct pass_table *t)
 		} else if ((uint32_t)atomic_load(word) != 0) {
 			live++;
 		} else {
+			if (atomic_load(word) >> 32 < t->generation)
+				atomic_store(word, (uint64_t)t->generation << 32);
 			*field(t, word, t->index_at) = at;
 			*field(t, word, t->next_at) = t->free;
 			t->free = at;

@@ -316,7 +316,7 @@ int pass_setxattr(struct pass *fs, struct fs_req *req, struct pass_inode *inode,
 	if (acl && copy && translates(fs))
 		rc = translate_acl(fs, copy, req->data_len, true);
 	if (!rc)
-		rc = (int)call_inode(fs, inode, CALL_SET, name, value, req->data_len, (int)in->flags);
+		rc = (int)call_inode(fs, inode, CALL_SET, name, value, req->data_len, req->replay ? 0 : (int)in->flags);
 	if (!rc && acl && (fs->server.flags & FUSE_SETXATTR_EXT) && (in->setxattr_flags & FUSE_SETXATTR_ACL_KILL_SGID))
 		drop_sgid(fs, inode);
 	free(copy);
@@ -423,5 +423,7 @@ int pass_removexattr(struct pass *fs, struct fs_req *req, struct pass_inode *ino
 	if (!fs->opt.xattr)
 		return -ENOSYS;
 	rc = pass_xattr_to_host(fs, req->name, name);
-	return rc ? rc : (int)call_inode(fs, inode, CALL_REMOVE, name, NULL, 0, 0);
+	if (!rc)
+		rc = (int)call_inode(fs, inode, CALL_REMOVE, name, NULL, 0, 0);
+	return rc == -ENODATA && req->replay ? 0 : rc;
 }

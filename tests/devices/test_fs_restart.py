@@ -1,0 +1,365 @@
+"""The back-end ends under a running guest, killed or in good order: with a state file the next one goes on."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import stat
+import struct
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import peerlib
+import pytest
+import trio
+from fsrig import (
+    END,
+    F_OFD_SETLK,
+    NONE,
+    READ,
+    ROOT,
+    WRITE,
+    Mount,
+    errno_of,
+    is_locked,
+    name,
+    needs_root,
+    set_lock,
+    until,
+    who_locks,
+)
+
+from devices.fs.config import Opcode
+from vhost.constants import ProtocolFeature, VirtioFeature
+from vhost.frontend import Frontend
+from vhost.frontend.memory import Memory
+from vhost.frontend.queue import Queue
+from vhost.frontend.rings import DriverRing, Used, make_ring
+
+VHOST = str(Path(sys.executable).with_name("vhost"))
+_QUEUES, _SIZE = 2, 64
+
+
+class Kept:
+    """A ring that outlives its connection, and remembers what came back."""
+
+    def __init__(self, ring: DriverRing) -> None:
+        self.ring = ring
+        self.back: dict[int, Used] = {}
+
+    def __getattr__(self, attribute: str) -> object:
+        return getattr(self.ring, attribute)
+
+    def poll(self, limit: int = 64) -> list[Used]:
+        found = self.ring.poll(limit)
+        self.back.update((used.token, used) for used in found)
+        return found
+
+    def close(self) -> None:
+        """Its memory is the guest's."""
+
+
+class Guest:
+    """Memory and rings that stay while back-ends come and go."""
+
+    def __init__(self, folder: Path, *args: object, packed: bool = False) -> None:
+        self.folder = folder
+        self.shared = folder / "shared"
+        self.shared.mkdir(exist_ok=True)
+        self.command = [VHOST, "fs", "--socket-path", str(folder / "s"), "--shared-dir", str(self.shared)]
+        self.command += ["--state-file", str(folder / "state"), *map(str, args)]
+        self.features = VirtioFeature.VERSION_1 | (VirtioFeature.RING_PACKED if packed else 0)
+        self.packed = packed
+        self.memory = Memory(16 << 20)
+        self.rings: list[Kept] = []
+        self.region: Any = None
+        self.backend: peerlib.Backend | None = None
+        self._mount: Mount | None = None
+
+    def start(self) -> None:
+        """A new back-end."""
+        self.backend = peerlib.Backend(self.command, self.folder / "s", self.folder / "log")
+        self.backend.connect().close()
+
+    def kill(self) -> None:
+        assert self.backend is not None
+        self.backend.process.kill()
+        self.backend.process.wait()
+
+    @asynccontextmanager
+    async def connected(self, *, inflight: bool = True) -> AsyncIterator[Mount]:
+        """A life of the connection."""
+        async with Frontend.connect(str(self.folder / "s"), memory=self.memory) as fe:
+            await fe.negotiate(self.features)
+            await fe.share_memory()
+            if inflight:
+                if self.region is None:
+                    self.region = await fe.get_inflight(_QUEUES, _SIZE)
+                await fe.set_inflight(self.region)
+            for index in range(_QUEUES):
+                if len(self.rings) == index:
+                    self.rings.append(Kept(make_ring(self.memory, _SIZE, fe.features)))
+                queue = Queue(self.memory, index, self.rings[index])  # type: ignore[arg-type]
+                fe.queues[index] = queue
+                fe._spawn(queue.serve_calls)
+                fe._spawn(queue.serve_errors)
+            await fe.start_queues()
+            mount = Mount(fe)
+            mount._unique = 1000 * len(self.backend.words if self.backend else "")
+            if self._mount is not None:
+                mount.init = self._mount.init
+            self._mount = mount
+            yield mount
+
+    def leave(self, mount: Mount, opcode: int, node: int, args: bytes, token: int, room: int = 256) -> tuple[int, int]:
+        """Put a request into the ring that nobody waits for; its id in the ring, and where its answer will be."""
+        request = mount.header(opcode, node, len(args)) + args
+        at, answer = self.memory.alloc(len(request)), self.memory.alloc(16 + room)
+        self.memory.write(at, request)
+        number = self.rings[1].ring.add([(at, len(request))], [(answer, 16 + room)], token)
+        self.rings[1].ring.publish()
+        return number, answer
+
+    def mark(self, number: int, counter: int) -> None:
+        """Write into the record that the request was being carried out. [rst "Inflight I/O tracking", split]"""
+        assert not self.packed
+        stride = self.region.message.mmap_size // _QUEUES
+        at = self.region.message.mmap_offset + stride + 16 + 16 * number
+        os.pwrite(self.region.fd.fileno(), struct.pack("<B7xQ", 1, counter), at)
+
+    def error(self, answer: int) -> int:
+        """What the request was answered."""
+        return -int.from_bytes(self.memory.read(answer + 4, 4), "little", signed=True)
+
+    def close(self) -> None:
+        if self.backend is not None and self.backend.process.poll() is None:
+            assert self.backend.end() == 0
+        if self.region is not None:
+            self.region.close()
+        for ring in self.rings:
+            ring.ring.close()
+        self.memory.close()
+
+
+@pytest.fixture
+def here() -> Iterator[Path]:
+    with peerlib.short_folder() as folder:
+        yield folder
+
+
+@asynccontextmanager
+async def running(here: Path, *args: object, **how: Any) -> AsyncIterator[Guest]:
+    one = Guest(here, *args, **how)
+    try:
+        one.start()
+        yield one
+    finally:
+        one.close()
+
+
+async def _use(guest: Guest, mount: Mount) -> dict[str, int]:
+    """Files open, locked, looked up; what the guest knows of them."""
+    await mount.start()
+    (guest.shared / "a" / "b").mkdir(parents=True)
+    (guest.shared / "a" / "b" / "deep").write_bytes(b"deep down")
+    deep = (await mount.walk("a/b/deep")).nodeid
+    forgotten = (await mount.walk("a")).nodeid
+    await mount.forget(forgotten, 2)
+    one, fh = await mount.create(ROOT, "one")
+    two, other = await mount.create(ROOT, "two")
+    await mount.write(one.nodeid, fh, b"before")
+    await set_lock(mount, one.nodeid, fh, WRITE, 0, 9, 5, pid=55)
+    await set_lock(mount, one.nodeid, fh, READ, 20, 29, 5, pid=55)
+    await set_lock(mount, one.nodeid, fh, NONE, 3, 4, 5, pid=55)
+    await set_lock(mount, two.nodeid, other, WRITE, 0, END, 1, flock=True)
+    closed = await mount.open(one.nodeid)
+    await mount.release(one.nodeid, closed)
+    return {"deep": deep, "one": one.nodeid, "fh": fh, "two": two.nodeid, "other": other, "closed": closed}
+
+
+async def _go_on(guest: Guest, mount: Mount, known: dict[str, int]) -> None:
+    """All of that is what it was."""
+    one, fh, two, other = (known[key] for key in ("one", "fh", "two", "other"))
+    assert (await mount.getattr(known["deep"])).size == 9
+    assert (await mount.walk("a/b/deep")).nodeid == known["deep"]
+    assert await mount.read(one, fh, 100) == b"before"
+    await mount.write(one, fh, b"after ")
+    assert (guest.shared / "one").read_bytes() == b"after "
+    assert [(await who_locks(mount, one, fh, byte))[0] for byte in (0, 3, 5, 10, 25, 30)] == [
+        WRITE, NONE, WRITE, NONE, READ, NONE,
+    ]  # fmt: skip
+    assert await who_locks(mount, one, fh, 7) == (WRITE, 55)
+    assert is_locked(guest.shared / "one")
+    with (guest.shared / "two").open() as host, pytest.raises(BlockingIOError):
+        fcntl.flock(host, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    await mount.write(one, fh, b"before")
+    assert await errno_of(mount.read(one, known["closed"], 1)) == errno.EBADF
+    new, new_fh = await mount.create(ROOT, f"new{len(os.listdir(guest.shared))}")
+    assert new.nodeid not in known.values()
+    await mount.release(new.nodeid, new_fh)
+    assert await errno_of(set_lock(mount, two, other, WRITE, 0, END, 1, flock=True)) == 0
+
+
+@needs_root
+@pytest.mark.parametrize("packed", [False, True], ids=["split", "packed"])
+async def test_killed(here: Path, packed: bool) -> None:
+    """SIGKILL, several times: node ids, open files and locks are there again; what was closed is not."""
+    async with running(here, packed=packed) as guest:
+        async with guest.connected() as mount:
+            known = await _use(guest, mount)
+            guest.kill()
+        assert not is_locked(guest.shared / "one")
+        for _ in range(3):
+            guest.start()
+            async with guest.connected() as mount:
+                await _go_on(guest, mount, known)
+                guest.kill()
+        guest.start()
+        async with guest.connected() as mount:
+            await mount.flush(known["one"], known["fh"], owner=5)
+            assert not is_locked(guest.shared / "one")
+            await mount.destroy()
+        assert stat.S_IMODE((here / "state").stat().st_mode) == 0o600
+
+
+@pytest.mark.parametrize("handles", ["prefer", "never"])
+async def test_ended(here: Path, handles: str) -> None:
+    """SIGTERM: without file handles, too; then killed; and another end, from what was taken over."""
+    async with running(here, "--inode-file-handles", handles) as guest:
+        async with guest.connected() as mount:
+            known = await _use(guest, mount)
+            assert guest.backend is not None
+            assert await trio.to_thread.run_sync(guest.backend.end) == 0
+        assert not is_locked(guest.shared / "one")
+        for _ in range(2):
+            guest.start()
+            assert guest.backend is not None
+            async with guest.connected() as mount:
+                await _go_on(guest, mount, known)
+                assert await trio.to_thread.run_sync(guest.backend.end) == 0
+        guest.start()
+        async with guest.connected() as mount:
+            await _go_on(guest, mount, known)
+
+
+async def test_the_front_end_goes(here: Path) -> None:
+    """Then the guest is gone: nothing is kept of it, and nothing comes back."""
+    async with running(here) as guest:
+        async with guest.connected() as mount:
+            known = await _use(guest, mount)
+        await until(lambda: not is_locked(guest.shared / "one"))
+        guest.kill()
+        guest.start()
+        async with guest.connected() as mount:
+            assert await errno_of(mount.getattr(known["deep"])) in (errno.EIO, errno.ESTALE)
+            await mount.start()
+            assert (await mount.walk("a/b/deep")).attr.size == 9
+
+
+@needs_root
+async def test_a_lock_that_is_waited_for(here: Path) -> None:
+    """It is waited for in the next process, and had there."""
+    async with running(here) as guest, guest.connected() as mount:
+        known = await _use(guest, mount)
+        with (guest.shared / "one").open("r+b") as host:
+            lock = struct.pack("hhqqi", WRITE, os.SEEK_SET, 100, 10, 0)
+            fcntl.fcntl(host, F_OFD_SETLK, lock)
+            args = mount.lock_args(known["fh"], 7, WRITE, 100, 109)
+            _, answer = guest.leave(mount, Opcode.SETLKW, known["one"], args, 1 << 20)
+            mount.fe.queues[1].kick()
+            await mount.getattr(known["one"])
+            guest.kill()
+            guest.start()
+            async with guest.connected() as again:
+                await again.getattr(known["one"])
+                assert 1 << 20 not in guest.rings[1].back
+                host.close()
+                await until(lambda: 1 << 20 in guest.rings[1].back)
+                assert guest.error(answer) == 0
+                assert (await who_locks(again, known["one"], known["fh"], 105))[0] == WRITE
+
+
+@needs_root
+async def test_what_was_done_but_not_answered(here: Path) -> None:
+    """Requests that the killed process had carried out: the next one answers as if it did it now."""
+    async with running(here) as guest:
+        async with guest.connected() as mount:
+            known = await _use(guest, mount)
+            for made in ("dir", "renamed"):
+                await mount.mkdir(ROOT, made)
+            await mount.symlink(ROOT, "link", "target")
+            (guest.shared / "linked").hardlink_to(guest.shared / "one")
+            guest.kill()
+            pair = struct.pack("<II", 0o755, 0)
+            done = [
+                (Opcode.MKDIR, ROOT, pair + name("dir"), 0),
+                (Opcode.MKDIR, ROOT, pair + name("one"), errno.EEXIST),  # of another kind: not ours
+                (Opcode.SYMLINK, ROOT, name("link") + name("target"), 0),
+                (Opcode.SYMLINK, ROOT, name("link") + name("elsewhere"), errno.EEXIST),
+                (Opcode.LINK, ROOT, struct.pack("<Q", known["one"]) + name("linked"), 0),
+                (Opcode.LINK, ROOT, struct.pack("<Q", known["two"]) + name("linked"), errno.EEXIST),
+                (Opcode.UNLINK, ROOT, name("gone"), 0),
+                (Opcode.RENAME, ROOT, struct.pack("<Q", ROOT) + name("old") + name("renamed"), 0),
+                (Opcode.RENAME, ROOT, struct.pack("<Q", ROOT) + name("old") + name("nowhere"), errno.ENOENT),
+                (Opcode.CREATE, ROOT, struct.pack("<IIII", os.O_RDWR | os.O_EXCL, 0o644, 0, 0) + name("two"), 0),
+            ]
+            answers = []
+            for turn, (opcode, node, args, _) in enumerate(done):
+                number, answer = guest.leave(mount, opcode, node, args, turn + (1 << 20))
+                guest.mark(number, turn + 1)
+                answers.append(answer)
+        guest.start()
+        async with guest.connected() as mount:
+            await until(lambda: len([token for token in guest.rings[1].back if token >= 1 << 20]) == len(done))
+            assert [guest.error(answer) for answer in answers] == [error for *_, error in done]
+            # the same, not replayed
+            assert await errno_of(mount.mkdir(ROOT, "dir")) == errno.EEXIST
+            assert await errno_of(mount.unlink(ROOT, "gone")) == errno.ENOENT
+            await _go_on(guest, mount, known)
+
+
+def _said(command: list[str]) -> str:
+    """What a command says that fails."""
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode not in (0, -9)
+    return done.stderr
+
+
+async def test_state_files_that_cannot_be_used(here: Path) -> None:
+    """One at a time; not over something else; damaged ones are said to be so, and the folder is served."""
+    async with running(here) as guest:
+        async with guest.connected() as mount:
+            await _use(guest, mount)
+            second = await trio.to_thread.run_sync(
+                _said,
+                [*guest.command[:3], str(here / "other"), *guest.command[4:]],
+            )
+            assert "another process uses the state file" in second
+            guest.kill()
+        with (here / "state").open("r+b") as file:
+            file.seek(4096)
+            file.write(b"nonsense")
+        guest.start()
+        async with guest.connected(inflight=False) as mount:
+            assert "nothing was taken over" in guest.backend.words  # type: ignore[union-attr]
+            await mount.start()
+            assert (await mount.walk("a/b/deep")).attr.size == 9
+    (here / "state").write_text("a shopping list")
+    assert "is no state file" in await trio.to_thread.run_sync(_said, guest.command)
+    assert (here / "state").read_text() == "a shopping list"
+
+
+async def test_offered_only_with_a_state_file(here: Path) -> None:
+    """Without one no request may be carried out twice."""
+    async with running(here) as guest:
+        async with Frontend.connect(str(here / "s")) as fe:
+            assert ProtocolFeature.INFLIGHT_SHMFD in fe.protocol
+        assert guest.backend is not None
+    with peerlib.vhost_fs() as plain:
+        async with Frontend.connect(str(plain.path)) as fe:
+            assert ProtocolFeature.INFLIGHT_SHMFD not in fe.protocol
