@@ -98,6 +98,16 @@ int ring_vq_unpop(struct ring_vq *vq, int n)
 	return n;
 }
 
+int ring_vq_leave(struct ring_vq *vq, struct ring_chain *chain)
+{
+	if (!vq_running(vq) || vq->inflight.region == NULL || chain->state != VQ_CHAIN_POPPED)
+		return -RING_E_STATE;
+	vq_free_block(vq, chain);
+	chain->state = VQ_CHAIN_FREE;
+	vq->in_flight--;
+	return 0;
+}
+
 /* ---- push ---- */
 
 /* Give a block of pieces back to its pool. */
@@ -223,25 +233,70 @@ void ring_vq_push(struct ring_vq *vq, struct ring_chain *chain, uint32_t written
 		split_stage(vq, chain->id, written);
 }
 
-/* The layout is asked for once. Stops at a chain that is not as nearly all are. Returns how many it took. */
-VQ_INLINE int push_batch(struct ring_vq *vq, struct ring_chain *const *chains, const uint32_t *written, int n,
-			 const bool packed)
+/* What nearly all chains of a batch are. */
+VQ_INLINE bool push_plain(const struct ring_chain *chain, uint32_t bytes)
 {
+	return vq_likely(chain->state == VQ_CHAIN_POPPED && bytes <= chain->in_bytes && !chain->iov_class);
+}
+
+/*
+ * The next two do what split_stage() and packed_stage() do, with the queue's words in registers: a chain's state byte
+ * may alias them. They stop at a chain that is not as nearly all are, and return how many they took.
+ */
+static int push_split(struct ring_vq *vq, struct ring_chain *const *chains, const uint32_t *written, int n)
+{
+	SHM uint8_t *ring = vq->used + VQ_USED_RING;
+	uint32_t mask = vq->mask;
+	uint16_t staged = vq->staged;
+	int i;
+
+	for (i = 0; i < n; i++, staged++) {	/* wraps on purpose */
+		uint32_t bytes = written != NULL ? written[i] : 0;
+		SHM uint8_t *entry = ring + 8 * (staged & mask);
+
+		if (!push_plain(chains[i], bytes))
+			break;
+		shm_store32(entry, chains[i]->id);
+		shm_store32(entry + 4, bytes);
+		chains[i]->state = VQ_CHAIN_FREE;
+	}
+	vq->staged = staged;
+	return i;
+}
+
+static int push_packed(struct ring_vq *vq, struct ring_chain *const *chains, const uint32_t *written, int n)
+{
+	SHM uint8_t *desc = vq->desc;
+	uint32_t pos = vq->used_pos, size = vq->size, slots = vq->staged_slots;
+	uint64_t first = vq->first_val, used = vq->used_wrap ? VQ_DESC_AVAIL | VQ_DESC_USED : 0;
 	int i;
 
 	for (i = 0; i < n; i++) {
-		struct ring_chain *chain = chains[i];
 		uint32_t bytes = written != NULL ? written[i] : 0;
+		uint64_t val;
 
-		if (vq_unlikely(chain->state != VQ_CHAIN_POPPED || bytes > chain->in_bytes || chain->iov_class))
+		if (!push_plain(chains[i], bytes))
 			break;
-		chain->state = VQ_CHAIN_FREE;
-		if (packed)
-			packed_stage(vq, chain->id, chain->nr_desc, bytes);
-		else
-			split_stage(vq, chain->id, bytes);
+		val = bytes | (uint64_t)chains[i]->id << 32 | (used | (bytes ? VQ_DESC_WRITE : 0)) << 48;
+		if (vq_likely(slots)) {
+			shm_store64(desc + (size_t)VQ_DESC_BYTES * pos + 8, val);
+		} else {
+			vq->first_pos = pos;
+			first = val;
+		}
+		slots += chains[i]->nr_desc;
+		pos += chains[i]->nr_desc;
+		chains[i]->state = VQ_CHAIN_FREE;
+		if (vq_unlikely(pos >= size)) {
+			pos -= size;
+			used ^= VQ_DESC_AVAIL | VQ_DESC_USED;
+		}
 	}
-	vq->in_flight -= (uint32_t)i;
+	vq->used_pos = pos;
+	vq->used_wrap = used != 0;
+	vq->staged_slots = slots;
+	vq->staged_chains += (uint32_t)i;
+	vq->first_val = first;
 	return i;
 }
 
@@ -253,9 +308,13 @@ void ring_vq_push_batch(struct ring_vq *vq, struct ring_chain *const *chains, co
 	while (i < n) {
 		const uint32_t *bytes = written != NULL ? written + i : NULL;
 
-		if (vq_likely(!slow))
-			i += vq->packed ? push_batch(vq, chains + i, bytes, n - i, true) :
-					  push_batch(vq, chains + i, bytes, n - i, false);
+		if (vq_likely(!slow)) {
+			int took = vq->packed ? push_packed(vq, chains + i, bytes, n - i) :
+						push_split(vq, chains + i, bytes, n - i);
+
+			vq->in_flight -= (uint32_t)took;
+			i += took;
+		}
 		if (i < n) {
 			ring_vq_push(vq, chains[i], written != NULL ? written[i] : 0);
 			i++;

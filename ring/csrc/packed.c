@@ -164,7 +164,9 @@ VQ_INLINE uint32_t packed_singles(const struct ring_vq *vq, const struct vq_sing
 				  uint8_t wrap, uint64_t d[][2])
 {
 	const SHM uint8_t *at = vq->desc + (size_t)VQ_DESC_BYTES * pos;
-	uint32_t n, most = vq->size - pos;
+	const struct ring_chain *slots = vq->slots;
+	uint32_t n, size = vq->size, most = size - pos;
+	uint64_t want = wrap ? VQ_DESC_AVAIL : VQ_DESC_USED;
 
 	if (most > max)
 		most = max;
@@ -175,12 +177,12 @@ VQ_INLINE uint32_t packed_singles(const struct ring_vq *vq, const struct vq_sing
 		d[n][1] = shm_load64_acquire(at + 8);
 		flags = (uint32_t)(d[n][1] >> 48);
 		g_id = (uint32_t)(d[n][1] >> 32) & 0xffff;
-		if (!packed_is_avail(d[n][1], wrap) || vq_unlikely(flags & (VQ_DESC_NEXT | VQ_DESC_INDIRECT)) ||
-		    vq_unlikely(g_id >= vq->size))
+		if ((flags & (VQ_DESC_AVAIL | VQ_DESC_USED | VQ_DESC_NEXT | VQ_DESC_INDIRECT)) != want ||
+		    vq_unlikely(g_id >= size))
 			break;
 		d[n][0] = shm_load64(at);
 		single_prefetch(r, d[n][0], flags);
-		__builtin_prefetch(&vq->slots[g_id], 1);
+		__builtin_prefetch(&slots[g_id], 1);
 	}
 	return n;
 }
@@ -189,6 +191,7 @@ VQ_INLINE uint32_t packed_singles(const struct ring_vq *vq, const struct vq_sing
 static __attribute__((noinline)) uint32_t packed_pop_singles(struct ring_vq *vq, struct ring_chain **chains,
 							     uint32_t max, bool *more)
 {
+	struct ring_chain *slots = vq->slots;
 	uint32_t pos = vq->avail_pos, got = 0, run, i;
 	uint64_t d[PACKED_RUN][2];
 	uint8_t wrap = vq->avail_wrap;
@@ -205,9 +208,8 @@ static __attribute__((noinline)) uint32_t packed_pop_singles(struct ring_vq *vq,
 		for (i = 0; i < run; i++, got++) {
 			uint16_t id = (uint16_t)(d[i][1] >> 32);
 
-			chains[got] = &vq->slots[id];
-			if (vq_unlikely(!single_take(vq, &r, chains[got], d[i], (uint32_t)(d[i][1] >> 48), id,
-						     vq->popped + got)))
+			chains[got] = &slots[id];
+			if (vq_unlikely(!single_take(vq, &r, &slots[id], d[i], (uint32_t)(d[i][1] >> 48), id)))
 				break;
 		}
 		pos += i;

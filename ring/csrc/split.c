@@ -93,6 +93,7 @@ static __attribute__((noinline)) uint32_t split_pop_singles(struct ring_vq *vq, 
 							    bool *more)
 {
 	uint16_t g_head[SPLIT_RUN], last = vq->last_avail;
+	struct ring_chain *slots = vq->slots;
 	uint64_t d[SPLIT_RUN][2];
 	struct vq_single r;
 	uint32_t got = 0, run, i;
@@ -124,9 +125,8 @@ static __attribute__((noinline)) uint32_t split_pop_singles(struct ring_vq *vq, 
 		}
 		run = i;
 		for (i = 0; i < run; i++, got++) {
-			chains[got] = &vq->slots[g_head[i]];
-			if (vq_unlikely(!single_take(vq, &r, chains[got], d[i], (uint32_t)(d[i][1] >> 32), g_head[i],
-						     vq->popped + got)))
+			chains[got] = &slots[g_head[i]];
+			if (vq_unlikely(!single_take(vq, &r, &slots[g_head[i]], d[i], (uint32_t)(d[i][1] >> 32), g_head[i])))
 				break;
 		}
 	} while (i == SPLIT_RUN && got < max);

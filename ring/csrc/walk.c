@@ -76,17 +76,12 @@ struct ring_iov *near_grow(struct ring_vq *vq, struct ring_chain *chain, uint32_
 	return block;
 }
 
-bool single_region(struct ring_vq *vq, struct vq_single *r, uint64_t g_addr)
+const struct ring_region *single_region(struct ring_vq *vq, uint64_t g_addr)
 {
 	const struct ring_memtab *tab = vq->mem->tab;
 	const struct ring_region *found = tab != NULL ? ring_memtab_find(tab, g_addr, &vq->hint) : NULL;
 
-	if (found == NULL || found->flags & RING_MEM_RO)
-		return false;
-	r->gpa = found->gpa;
-	r->len = found->len;
-	r->hva = found->hva;
-	return true;
+	return found == NULL || found->flags & RING_MEM_RO ? NULL : found;
 }
 
 void walk_undo(struct vq_walk *w)

@@ -228,9 +228,13 @@ VQ_INLINE void near_prefetch(const struct vq_near *near, uint64_t g_addr, bool w
  * loop that takes them has room for nothing else; see split.c and packed.c. What is odd about one ends it, and the walks
  * above judge.
  */
+/* Its address stays with the caller, so that all of it can lie in registers: a chain's state byte may alias anything. */
 struct vq_single {
 	uint64_t gpa, len;	/* region hit last; len 0: none */
 	uint8_t *hva;
+	uint16_t *order;
+	uint64_t seq;		/* of the next chain */
+	uint32_t order_mask;
 };
 
 /* A guess: the chain popped last was one. */
@@ -247,7 +251,12 @@ VQ_INLINE void single_init(const struct ring_vq *vq, struct vq_single *r)
 	const struct ring_memtab *tab = vq->mem->tab;
 	const struct ring_region *last;
 
+	r->order = vq->order;
+	r->order_mask = vq->order_mask;
+	r->seq = vq->popped;
+	r->gpa = 0;
 	r->len = 0;
+	r->hva = NULL;
 	if (vq_unlikely(tab == NULL || vq->hint >= tab->nr))
 		return;
 	last = &tab->by_gpa[vq->hint];
@@ -256,8 +265,8 @@ VQ_INLINE void single_init(const struct ring_vq *vq, struct vq_single *r)
 	r->hva = last->hva;
 }
 
-/* Where @g_addr lies, another region than the last. */
-bool single_region(struct ring_vq *vq, struct vq_single *r, uint64_t g_addr);
+/* Where @g_addr lies, another region than the last; NULL: nowhere, or where only the careful walk may look. */
+const struct ring_region *single_region(struct ring_vq *vq, uint64_t g_addr);
 
 VQ_INLINE void single_prefetch(const struct vq_single *r, uint64_t g_addr, uint32_t flags)
 {
@@ -271,19 +280,24 @@ VQ_INLINE void single_prefetch(const struct vq_single *r, uint64_t g_addr, uint3
 		shm_prefetch(r->hva + off);
 }
 
-/* Take the copied descriptor @d as number @seq into the slot of @id, which is below the size. False: it is an odd one. */
+/* Take the copied descriptor @d into the slot of @id, which is below the size. False: it is an odd one. */
 VQ_INLINE bool single_take(struct ring_vq *vq, struct vq_single *r, struct ring_chain *chain, const uint64_t d[2],
-			   uint32_t flags, uint16_t id, uint64_t seq)
+			   uint32_t flags, uint16_t id)
 {
 	uint64_t off = d[0] - r->gpa;
 	uint32_t g_len = (uint32_t)d[1];
-	bool in = flags & VQ_DESC_WRITE;
+	uint32_t in = flags / VQ_DESC_WRITE & 1;
 
 	if (vq_unlikely(chain->state != VQ_CHAIN_FREE))
 		return false;
 	if (vq_unlikely(off >= r->len)) {
-		if (!single_region(vq, r, d[0]))
+		const struct ring_region *other = single_region(vq, d[0]);
+
+		if (other == NULL)
 			return false;
+		r->gpa = other->gpa;
+		r->len = other->len;
+		r->hva = other->hva;
 		off = d[0] - r->gpa;
 	}
 	if (vq_unlikely((uint64_t)g_len - 1 >= r->len - off))	/* 0 too */
@@ -291,14 +305,14 @@ VQ_INLINE bool single_take(struct ring_vq *vq, struct vq_single *r, struct ring_
 	chain->iov = chain->inl;
 	chain->inl[0].base = r->hva + off;
 	chain->inl[0].len = g_len;
-	chain->out_bytes = in ? 0 : g_len;
-	chain->in_bytes = in ? g_len : 0;
-	chain->nr_out = !in;
-	chain->nr_in = in;
+	chain->out_bytes = g_len & (in - 1);
+	chain->in_bytes = g_len & -in;
+	chain->nr_out = (uint16_t)(in ^ 1);
+	chain->nr_in = (uint16_t)in;
 	chain->id = id;
 	chain->nr_desc = 1;
 	chain->state = VQ_CHAIN_POPPED;
-	vq->order[seq & vq->order_mask] = id;
+	r->order[r->seq++ & r->order_mask] = id;
 	return true;
 }
 
