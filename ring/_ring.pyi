@@ -179,6 +179,8 @@ class _Lib:
         """void(*)(struct ring_vq *)"""
     def ring_vq_kicks_on(self, _0: CData, /) -> int:
         """int(*)(struct ring_vq *)"""
+    def ring_vq_leave(self, _0: CData, _1: CData, /) -> int:
+        """int(*)(struct ring_vq *, struct ring_chain *)"""
     def ring_vq_new(self, _0: CData, _1: int, /) -> CData:
         """struct ring_vq *(*)(struct ring_mem *, uint32_t)"""
     def ring_vq_overlaps(self, _0: CData, _1: CData, _2: int, /) -> int:

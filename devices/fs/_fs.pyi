@@ -133,6 +133,8 @@ class _Lib:
         """void(*)(struct fs_server *)"""
     def fs_server_free(self, _0: CData, /) -> None:
         """void(*)(struct fs_server *)"""
+    def fs_server_leave(self, _0: CData, /) -> None:
+        """void(*)(struct fs_server *)"""
     def fs_server_reset(self, _0: CData, /) -> None:
         """void(*)(struct fs_server *)"""
     def fs_server_session(self, _0: CData, _1: CData, /) -> None:

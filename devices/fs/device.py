@@ -157,8 +157,8 @@ class Fs(Device):
             return  # whoever only looked did not come for what is kept
         self._gone = True
         self._ending = self.server.keeps and link.ending
-        if isinstance(self.server, NativeServer) and self.server.is_open and not self._ending:
-            lib.fs_server_cancel(self.server.ptr)
+        if isinstance(self.server, NativeServer) and self.server.is_open:
+            (lib.fs_server_leave if self._ending else lib.fs_server_cancel)(self.server.ptr)
         self._forget_guest()
 
     def _forget_guest(self) -> None:

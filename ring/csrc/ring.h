@@ -138,6 +138,11 @@ void ring_vq_push_batch(struct ring_vq *vq, struct ring_chain *const *chains, co
 int ring_vq_flush(struct ring_vq *vq);
 /* Give back the newest @n popped chains, as if never popped (net: not enough receive buffers). */
 int ring_vq_unpop(struct ring_vq *vq, int n);
+/*
+ * Before a stop: leave a popped chain in the inflight record, for whoever starts the queue next. -RING_E_STATE: there is
+ * no record, and it has to be completed.
+ */
+int ring_vq_leave(struct ring_vq *vq, struct ring_chain *chain);
 /* Suppress kicks: while somebody polls. */
 void ring_vq_kicks_off(struct ring_vq *vq);
 /*

@@ -262,7 +262,8 @@ async def test_the_front_end_goes(here: Path) -> None:
 
 
 @needs_root
-async def test_a_lock_that_is_waited_for(here: Path) -> None:
+@pytest.mark.parametrize("end", ["killed", "ended"])
+async def test_a_lock_that_is_waited_for(here: Path, end: str) -> None:
     """It is waited for in the next process, and had there."""
     async with running(here) as guest, guest.connected() as mount:
         known = await _use(guest, mount)
@@ -273,7 +274,11 @@ async def test_a_lock_that_is_waited_for(here: Path) -> None:
             _, answer = guest.leave(mount, Opcode.SETLKW, known["one"], args, 1 << 20)
             mount.fe.queues[1].kick()
             await mount.getattr(known["one"])
-            guest.kill()
+            if end == "killed":
+                guest.kill()
+            else:
+                assert guest.backend is not None
+                assert await trio.to_thread.run_sync(guest.backend.end) == 0
             guest.start()
             async with guest.connected() as again:
                 await again.getattr(known["one"])

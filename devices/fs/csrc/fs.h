@@ -65,6 +65,8 @@ int fs_server_set_session(struct fs_server *server, const struct fs_session *ses
 void fs_server_set_threads(struct fs_server *server, uint32_t max);
 /* any: the front-end went away, and nobody wants what waits any more */
 void fs_server_cancel(struct fs_server *server);
+/* any: this process ends, the guest does not: what waits is left to the next process, where there is an inflight record */
+void fs_server_leave(struct fs_server *server);
 /* The front-end went away: forget what its guest had. No queue has anything in flight. */
 void fs_server_reset(struct fs_server *server);
 /* After all its queues. NULL does nothing. */

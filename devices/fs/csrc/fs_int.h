@@ -81,6 +81,7 @@ struct fs_server {
 	uint64_t offered;		/* INIT flags that the driver offered */
 	uint32_t driver_minor;
 	struct fs_pool *pool;
+	_Atomic bool leaving;		/* the next process goes on with what waits; until a queue starts */
 	_Atomic(struct fs_req *) holder;	/* it waits until all queues are quiet, and they take nothing new */
 	pthread_mutex_t lock;		/* of @queues: when one comes or goes, and for what is rare */
 	struct fs_queue *queues;

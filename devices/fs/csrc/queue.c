@@ -7,7 +7,7 @@
  *
  * Requests that wait (FS_AGAIN) are asked again at their time by poll, for which the source's deadline is set. They end
  * with -EINTR when a FUSE_INTERRUPT names them, and with -EAGAIN when their queue stops: Linux would pass -EINTR on as an
- * error that no program knows.
+ * error that no program knows. Where it is the process that ends, they are left to the next one, if there can be one.
  */
 #include <stdlib.h>
 #include <string.h>
@@ -182,6 +182,11 @@ static uint32_t cancel(struct fs_server *server, uint64_t unique)
 	return found;
 }
 
+void fs_server_leave(struct fs_server *server)
+{
+	atomic_store(&server->leaving, true);
+}
+
 void fs_server_cancel(struct fs_server *server)
 {
 	cancel(server, 0);
@@ -244,6 +249,18 @@ static inline int dispatch(struct fs_queue *q, struct fs_req *req)
 
 /* --- poll ------------------------------------------------------------------------------------------------------- */
 
+/* The queue stops, and another process answers @req: its chain stays in the inflight record. */
+static bool leave(struct fs_queue *q, struct fs_req *req)
+{
+	if (!atomic_load(&q->server->leaving) || ring_vq_leave(q->source.vq, req->chain) < 0)
+		return false;
+	atomic_store(&req->waits, 0);
+	req->next = q->free;
+	q->free = req;
+	q->in_use--;
+	return true;
+}
+
 /* Ask those whose time has come; @error: end all but who holds the server. */
 static void ask_again(struct fs_queue *q, int error)
 {
@@ -263,6 +280,10 @@ static void ask_again(struct fs_queue *q, int error)
 			holder = false;
 		}
 		gone = fs_cancelled(req) && !holder;
+		if (error == -EAGAIN && !gone && leave(q, req)) {
+			req = next;
+			continue;
+		}
 		if ((error && !holder) || gone) {
 			fs_count(&q->stats.cancelled, 1);
 			settle(q, req, gone ? -EINTR : error);
@@ -436,6 +457,7 @@ struct ring_source *fs_queue_new(struct fs_server *server, struct ring_vq *vq, u
 		free_queue(q);
 		return NULL;
 	}
+	atomic_store(&server->leaving, false);
 	pthread_mutex_lock(&server->lock);
 	q->next = server->queues;
 	server->queues = q;
