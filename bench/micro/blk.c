@@ -12,6 +12,7 @@
  */
 #include "bench/micro/blk_rig.h"
 #include "bench/micro/count.h"
+#include "ring/csrc/stats.h"
 
 enum { WARM = 640, COUNTED = 1920 };
 

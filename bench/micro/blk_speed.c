@@ -13,6 +13,7 @@
 #include <sched.h>
 
 #include "bench/micro/blk_rig.h"
+#include "ring/csrc/stats.h"
 
 static const char *options;
 

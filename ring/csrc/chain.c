@@ -23,7 +23,7 @@ __attribute__((cold)) int vq_pop_stopped(struct ring_vq *vq, int got, int rc, ui
 		return 0;
 	case -RING_MISS:
 		vq->hold = VQ_HOLD_MISS;
-		vq_stat_add(&vq->stats.misses, 1);
+		ring_count(&vq->stats.misses, 1);
 		vq_signal(vq->news_fd, false);
 		return rc;
 	default:
@@ -53,8 +53,8 @@ int ring_vq_pop(struct ring_vq *vq, struct ring_chain **chains, int max)
 		vq->hold = VQ_HOLD_NONE;
 	n = vq->packed ? packed_pop(vq, chains, max) : split_pop(vq, chains, max);
 	if (n > 0) {
-		vq_stat_add(&vq->stats.popped, (uint64_t)n);
-		vq_stat_add(&vq->stats.batches, 1);
+		ring_count(&vq->stats.popped, (uint64_t)n);
+		ring_count(&vq->stats.batches, 1);
 	}
 	return n;
 }
@@ -94,7 +94,7 @@ int ring_vq_unpop(struct ring_vq *vq, int n)
 		chain->state = VQ_CHAIN_FREE;
 		vq->in_flight--;
 	}
-	vq_stat_add(&vq->stats.popped, 0 - (uint64_t)n);
+	ring_count(&vq->stats.popped, 0 - (uint64_t)n);
 	return n;
 }
 
@@ -340,11 +340,11 @@ void vq_signal(int fd, bool sock)
 int vq_notify(struct ring_vq *vq, bool wanted)
 {
 	if (!wanted) {
-		vq_stat_add(&vq->stats.suppressed, 1);
+		ring_count(&vq->stats.suppressed, 1);
 		return 0;
 	}
 	vq_signal(vq->call_fd, vq->call_sock);
-	vq_stat_add(&vq->stats.notified, 1);
+	ring_count(&vq->stats.notified, 1);
 	return 1;
 }
 
@@ -383,7 +383,7 @@ int ring_vq_kicks_on(struct ring_vq *vq)
 	if (!vq_running(vq))
 		return 0;
 	vq->kicks = VQ_KICKS_ON;
-	vq_stat_add(&vq->stats.rearms, 1);
+	ring_count(&vq->stats.rearms, 1);
 	more = vq->packed ? packed_kicks_on(vq) : split_kicks_on(vq);
 	/* What is there cannot be popped yet: popping again would spin. A push or a wake comes first. */
 	return more && !vq->hold;
@@ -465,13 +465,8 @@ int ring_vq_overlaps(const struct ring_vq *vq, const void *hva, uint64_t len)
 
 void ring_vq_stats(const struct ring_vq *vq, struct ring_vq_stats *out)
 {
-	const uint64_t *from = (const uint64_t *)&vq->stats;
-	uint64_t *to = (uint64_t *)out;
-	size_t i;
-
 	_Static_assert(sizeof(*out) % sizeof(uint64_t) == 0, "statistics are counters only");
-	for (i = 0; i < sizeof(*out) / sizeof(uint64_t); i++)
-		to[i] = __atomic_load_n(&from[i], __ATOMIC_RELAXED);
+	ring_stats_copy(out, &vq->stats, sizeof(*out));
 }
 
 /* ---- copying ---- */

@@ -319,7 +319,7 @@ static int packed_pop_resubmit(struct ring_vq *vq, struct ring_chain **chains, i
 	}
 	if (vq->popped >= inf->nr_resubmit)
 		vq->slow &= ~(uint32_t)VQ_SLOW_RESUBMIT;
-	vq_stat_add(&vq->stats.resubmitted, (uint64_t)got);
+	ring_count(&vq->stats.resubmitted, (uint64_t)got);
 	return rc ? vq_pop_stopped(vq, got, rc, detail) : got;
 }
 
@@ -411,7 +411,7 @@ int packed_flush(struct ring_vq *vq)
 	/* After the store: a page marked, fetched and only then written would be lost to the migration. */
 	if (vq_unlikely(vq->slow & VQ_SLOW_LOG_USED))
 		packed_log_batch(vq, vq->first_pos, slots);
-	vq_stat_add(&vq->stats.pushed, vq->staged_chains);
+	ring_count(&vq->stats.pushed, vq->staged_chains);
 	vq->taken -= slots;
 	vq->staged_slots = 0;
 	vq->staged_chains = 0;

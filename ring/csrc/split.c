@@ -225,7 +225,7 @@ static int split_pop_resubmit(struct ring_vq *vq, struct ring_chain **chains, in
 	}
 	if (vq->popped >= inf->nr_resubmit)
 		vq->slow &= ~(uint32_t)VQ_SLOW_RESUBMIT;
-	vq_stat_add(&vq->stats.resubmitted, (uint64_t)got);
+	ring_count(&vq->stats.resubmitted, (uint64_t)got);
 	return rc ? vq_pop_stopped(vq, got, rc, detail) : got;
 }
 
@@ -302,7 +302,7 @@ int split_flush(struct ring_vq *vq)
 	if (vq_unlikely(vq->slow & VQ_SLOW_LOG_USED))
 		split_log_batch(vq, from, count);
 	vq->used_idx = to;
-	vq_stat_add(&vq->stats.pushed, count);
+	ring_count(&vq->stats.pushed, count);
 	if (vq_unlikely(vq->slow & VQ_SLOW_INFLIGHT))
 		inflight_after_publish(vq);
 	if (vq->call_fd < 0) {	/* nobody to tell, so no word to read and no barrier */

@@ -12,6 +12,7 @@
 #define RING_VQ_H
 
 #include "ring/csrc/ring.h"
+#include "ring/csrc/stats.h"
 
 #define vq_likely(x) __builtin_expect(!!(x), 1)
 #define vq_unlikely(x) __builtin_expect(!!(x), 0)
@@ -181,11 +182,6 @@ struct ring_vq {
 };
 
 /* Single writer, so no read-modify-write; readers on other threads see whole numbers. */
-VQ_INLINE void vq_stat_add(uint64_t *stat, uint64_t n)
-{
-	__atomic_store_n(stat, *stat + n, __ATOMIC_RELAXED);
-}
-
 VQ_INLINE bool vq_running(const struct ring_vq *vq)
 {
 	return atomic_load_explicit(&vq->state, memory_order_relaxed) == RING_VQ_RUNNING;

@@ -29,14 +29,6 @@ static const struct ring_worker_api api = {
 	.buffer = ring_worker_buffer,
 };
 
-uint64_t ring_now_ns(void)
-{
-	struct timespec ts;
-
-	clock_gettime(CLOCK_MONOTONIC, &ts);
-	return (uint64_t)ts.tv_sec * 1000000000u + (uint64_t)ts.tv_nsec;
-}
-
 struct ring_worker *ring_worker_new(const struct ring_worker_options *options)
 {
 	struct epoll_event ev = { .events = EPOLLIN, .data.u64 = EVENT_WAKE };
@@ -129,7 +121,7 @@ void worker_rest(struct ring_worker *w)
 {
 	pthread_mutex_lock(&w->lock);
 	if (w->parks)
-		worker_count(&w->stats.parks, 1);
+		ring_count(&w->stats.parks, 1);
 	while (w->parks) {
 		w->at_rest = true;
 		if (w->drop) {
@@ -412,11 +404,7 @@ void ring_worker_stats(const struct ring_worker *w, struct ring_worker_stats *ou
 	struct timespec ts;
 	clockid_t clock;
 
-	out->loops = __atomic_load_n(&w->stats.loops, __ATOMIC_RELAXED);
-	out->sleeps = __atomic_load_n(&w->stats.sleeps, __ATOMIC_RELAXED);
-	out->wakeups = __atomic_load_n(&w->stats.wakeups, __ATOMIC_RELAXED);
-	out->submits = __atomic_load_n(&w->stats.submits, __ATOMIC_RELAXED);
-	out->parks = __atomic_load_n(&w->stats.parks, __ATOMIC_RELAXED);
+	ring_stats_copy(out, &w->stats, sizeof(*out));
 	pthread_mutex_lock(&mw->lock);
 	out->cpu_ns = w->cpu_ns;
 	/* asked here, so that a sleep costs no clock call of its own */

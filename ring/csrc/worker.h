@@ -16,6 +16,9 @@
 #ifndef RING_WORKER_H
 #define RING_WORKER_H
 
+#include <stdlib.h>
+#include <string.h>
+
 #include "ring/csrc/ring.h"
 
 /* cffi:begin */
@@ -133,6 +136,21 @@ struct ring_source {
 	struct ring_pins *pins;		/* registered buffers it shares; NULL: none yet */
 };
 
+/* Zeroed memory of @size bytes for a queue that begins with its source; free() it. NULL without memory. */
+static inline void *ring_source_new(size_t size, const struct ring_source_ops *ops, struct ring_vq *vq)
+{
+	struct ring_source *source = aligned_alloc(64, (size + 63) / 64 * 64);
+
+	if (source == NULL)
+		return NULL;
+	memset(source, 0, size);
+	source->ops = ops;
+	source->vq = vq;
+	source->kick_fd = -1;
+	source->news_fd = -1;
+	return source;
+}
+
 /* An asynchronous operation on the worker's io_uring: embed it; its address is the user_data. */
 struct ring_io {
 	void (*done)(struct ring_io *io, int res);
@@ -161,7 +179,6 @@ int ring_worker_file(struct ring_worker *w, struct ring_source *source, int fd);
  * An operation with it fails with -EFAULT where the memory changed before the kernel saw it: repeat it without.
  */
 int ring_worker_buffer(struct ring_worker *w, struct ring_source *source, const void *base, size_t len);
-uint64_t ring_now_ns(void);	/* CLOCK_MONOTONIC */
 
 /*
  * Device extensions hold their own copies of the ring's hot path but not of the worker: they reach it through these

@@ -8,6 +8,7 @@
 #include <pthread.h>
 #include <time.h>
 
+#include "ring/csrc/stats.h"
 #include "ring/csrc/uring.h"
 #include "ring/csrc/worker.h"
 
@@ -86,11 +87,6 @@ struct ring_worker {
 	_Alignas(64) struct ring_worker_stats stats;
 	struct ring_worker_options options;	/* constant */
 };
-
-static inline void worker_count(uint64_t *stat, uint64_t n)
-{
-	__atomic_store_n(stat, *stat + n, __ATOMIC_RELAXED);
-}
 
 /* worker.c */
 void worker_call(struct ring_worker *w, unsigned why);

@@ -317,7 +317,7 @@ static void attend(struct ring_worker *w)
 	if (why & WORKER_PARK) {
 		flush_dirty(w);
 		if (w->uring.live)
-			worker_count(&w->stats.submits, (uint64_t)ring_uring_submit(&w->uring));
+			ring_count(&w->stats.submits, (uint64_t)ring_uring_submit(&w->uring));
 		worker_rest(w);
 		unpin_changed(w);
 	}
@@ -377,7 +377,7 @@ static void handle_events(struct ring_worker *w, const struct epoll_event *event
 			worker_activate(w, s);
 	}
 	if (n > 0)
-		worker_count(&w->stats.wakeups, (uint64_t)n);
+		ring_count(&w->stats.wakeups, (uint64_t)n);
 }
 
 static void time_came(struct ring_worker *w, struct ring_source *s)
@@ -450,7 +450,7 @@ static void sleep_now(struct ring_worker *w)
 	/* pairs with worker.c, worker_call() */
 	atomic_store(&w->sleeping, 1);
 	if (!(waiting && ring_uring_listen(&w->uring)) && !atomic_load(&w->attention)) {
-		worker_count(&w->stats.sleeps, 1);
+		ring_count(&w->stats.sleeps, 1);
 		n = wait_events(w->epfd, events, quiet);
 	}
 	atomic_store_explicit(&w->sleeping, 0, memory_order_relaxed);
@@ -512,7 +512,7 @@ int worker_loop(struct ring_worker *w)
 	for (;;) {
 		unsigned did = 0;
 
-		worker_count(&w->stats.loops, 1);
+		ring_count(&w->stats.loops, 1);
 		if (worker_unlikely(atomic_load_explicit(&w->attention, memory_order_relaxed)))
 			attend(w);
 		if (worker_unlikely(w->stopping_ns) && may_leave(w))
@@ -523,7 +523,7 @@ int worker_loop(struct ring_worker *w)
 		if (w->head.dirty)
 			did += flush_dirty(w);
 		if (w->uring.live && ring_uring_submit(&w->uring)) {
-			worker_count(&w->stats.submits, 1);
+			ring_count(&w->stats.submits, 1);
 			did++;	/* some may have completed on the spot */
 		}
 		if (did) {

@@ -46,7 +46,7 @@ static int answer(struct fs_req *req, bool pool)
 		break;
 	case 1:	/* later */
 		if (!(req->again_ns & 1) || req->in.nodeid & 64) {
-			req->again_ns = (fs_now_ns() + 20000) | 1;
+			req->again_ns = (ring_now_ns() + 20000) | 1;
 			return FS_AGAIN;
 		}
 		break;
@@ -55,7 +55,7 @@ static int answer(struct fs_req *req, bool pool)
 			break;
 		if (!pool)
 			return FS_SLOW;
-		req->again_ns = (fs_now_ns() + 30000) | 1;
+		req->again_ns = (ring_now_ns() + 30000) | 1;
 		return FS_AGAIN;
 	case 3:	/* until it is interrupted, or a while */
 		if (!pool)
@@ -201,7 +201,7 @@ static void kick(struct side *side)
 static void *drive(void *arg)
 {
 	struct side *side = arg;
-	uint64_t number = (uint64_t)(side - sides) << 40, last_ns = fs_now_ns();
+	uint64_t number = (uint64_t)(side - sides) << 40, last_ns = ring_now_ns();
 	uint32_t free_slots[SIZE / 2], nr_free = SIZE / 2, i;
 
 	for (i = 0; i < nr_free; i++)
@@ -221,10 +221,10 @@ static void *drive(void *arg)
 			free_slots[nr_free++] = used[i].token & 0xff;
 		}
 		if (n)
-			last_ns = fs_now_ns();
+			last_ns = ring_now_ns();
 		else
 			usleep(10);
-		CHECK(fs_now_ns() - last_ns < 30000000000u && "requests do not come back");
+		CHECK(ring_now_ns() - last_ns < 30000000000u && "requests do not come back");
 	}
 	atomic_fetch_sub(&running, 1);
 	return NULL;

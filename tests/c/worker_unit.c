@@ -15,6 +15,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include "ring/csrc/stats.h"
 #include "ring/csrc/worker.h"
 
 #define CHECK(x)                                                                                   \

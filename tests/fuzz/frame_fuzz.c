@@ -9,15 +9,10 @@
  *
  * With -DREPLAY it is a program that runs files instead of a libFuzzer target; it prints how many frames each made.
  */
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-
 #include "devices/net/csrc/dev.h"
 #include "devices/net/csrc/rss.h"
 #include "devices/net/csrc/vlan.h"
-
-int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
+#include "tests/fuzz/fuzz.h"
 
 enum {
 	MAX_PIECES = 32,
@@ -57,17 +52,6 @@ static void fail(const char *what)
 {
 	fprintf(stderr, "frame_fuzz: %s\n", what);
 	abort();
-}
-
-static size_t take(const uint8_t **data, size_t *left, void *to, size_t n)
-{
-	size_t got = n < *left ? n : *left;
-
-	if (got)
-		memcpy(to, *data, got);
-	*data += got;
-	*left -= got;
-	return got;
 }
 
 /* --- the chain ---------------------------------------------------------------------------------------------------- */
@@ -339,32 +323,4 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	return 0;
 }
 
-#ifdef REPLAY
-int main(int argc, char **argv)
-{
-	static uint8_t data[1 << 20];
-
-	for (int i = 1; i < argc; i++) {
-		FILE *file = fopen(argv[i], "rb");
-		size_t n;
-
-		if (file == NULL) {
-			perror(argv[i]);
-			return 1;
-		}
-		n = fread(data, 1, sizeof(data), file);
-		fclose(file);
-		/* a block of just this size: reading beyond it is seen */
-		uint8_t *copy = malloc(n ? n : 1);
-
-		if (copy == NULL)
-			return 1;
-		memcpy(copy, data, n);
-		LLVMFuzzerTestOneInput(copy, n);
-		printf("%s %llu\n", argv[i], s.total);
-		fflush(stdout);
-		free(copy);
-	}
-	return 0;
-}
-#endif
+FUZZ_REPLAY(s.total)

@@ -10,17 +10,12 @@
  *
  * With -DREPLAY it is a program that runs files instead of a libFuzzer target; it prints how many chains each popped.
  */
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 #include <sys/eventfd.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
 #include "ring/csrc/ring.h"
-
-int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
+#include "tests/fuzz/fuzz.h"
 
 enum {
 	MAX_REGIONS = 4,
@@ -371,17 +366,6 @@ static void one_call(const struct call *c)
 	}
 }
 
-static size_t take(const uint8_t **data, size_t *left, void *out, size_t n)
-{
-	size_t got = n < *left ? n : *left;
-
-	memset(out, 0, n);
-	memcpy(out, *data, got);
-	*data += got;
-	*left -= got;
-	return got;
-}
-
 static void set_up(const uint8_t **data, size_t *left)
 {
 	memset(&s, 0, sizeof(s));
@@ -451,32 +435,4 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	return 0;
 }
 
-#ifdef REPLAY
-int main(int argc, char **argv)
-{
-	static uint8_t data[1 << 20];
-
-	for (int i = 1; i < argc; i++) {
-		FILE *file = fopen(argv[i], "rb");
-		size_t n;
-
-		if (file == NULL) {
-			perror(argv[i]);
-			return 1;
-		}
-		n = fread(data, 1, sizeof(data), file);
-		fclose(file);
-		/* a block of just this size: reading beyond it is seen */
-		uint8_t *copy = malloc(n ? n : 1);
-
-		if (copy == NULL)
-			return 1;
-		memcpy(copy, data, n);
-		LLVMFuzzerTestOneInput(copy, n);
-		printf("%s %llu\n", argv[i], (unsigned long long)s.popped);
-		fflush(stdout);
-		free(copy);
-	}
-	return 0;
-}
-#endif
+FUZZ_REPLAY(s.popped)

@@ -76,7 +76,7 @@ static int poll_store(struct blk_queue *q, int budget)
 	if (n <= 0)
 		return n;
 	q->once_few = ring_vq_in_flight(q->source.vq) <= BLK_ONCE_FEW;
-	ticks = blk_ticks();
+	ticks = measure_ticks();
 	for (i = 0; i < n; i++) {
 		/* what was done on the spot: see blk_poll_inline() */
 		if (share && i % BLK_SHARE == 0 && i)
@@ -103,9 +103,9 @@ static int begin_limited(struct blk_queue *q, struct ring_chain *chain, uint64_t
 		blk_account(q, op, p.len, p.status != VIRTIO_BLK_S_OK, 0);
 		ring_source_completed(&q->source);
 	} else if (p.status == VIRTIO_BLK_S_OK && p.op < BLK_OTHER) {
-		blk_submit(q, chain, &p, segs, blk_ticks());
+		blk_submit(q, chain, &p, segs, measure_ticks());
 	} else {
-		blk_begin(q, chain, blk_ticks());
+		blk_begin(q, chain, measure_ticks());
 	}
 	return 1;
 }
@@ -114,7 +114,7 @@ static int begin_limited(struct blk_queue *q, struct ring_chain *chain, uint64_t
 static int poll_limited(struct blk_queue *q, int budget)
 {
 	struct ring_chain *chain;
-	uint64_t now_ns = blk_now_ns();
+	uint64_t now_ns = ring_now_ns();
 	uint64_t wait_ns = 0;
 	int done = 0;
 
@@ -141,7 +141,7 @@ static int poll_limited(struct blk_queue *q, int budget)
 	}
 	q->reap_ticks = 0;
 	if (q->throttled) {
-		blk_count(&q->stats.throttled, 1);
+		ring_count(&q->stats.throttled, 1);
 		/* limits may be changed meanwhile: look again soon */
 		q->source.deadline_ns = now_ns + (wait_ns < BLK_THROTTLE_LOOK_NS ? wait_ns : BLK_THROTTLE_LOOK_NS);
 	}
@@ -165,7 +165,7 @@ static int queue_poll(struct ring_source *source, int budget)
 	else
 		n = poll_store(q, budget);
 	if (blk_unlikely(q->waiting != NULL) && !source->deadline_ns)
-		source->deadline_ns = blk_now_ns() + 1000000;	/* io_uring was full, and no completion may be due */
+		source->deadline_ns = ring_now_ns() + 1000000;	/* io_uring was full, and no completion may be due */
 	return n;
 }
 
@@ -239,15 +239,10 @@ static void free_queue(struct blk_queue *q)
 
 struct ring_source *blk_queue_new(struct blk *blk, struct ring_vq *vq, uint32_t depth)
 {
-	struct blk_queue *q = aligned_alloc(64, (sizeof(*q) + 63) / 64 * 64);
+	struct blk_queue *q = ring_source_new(sizeof(*q), &queue_ops, vq);
 
 	if (!q)
 		return NULL;
-	memset(q, 0, sizeof(*q));
-	q->source.ops = &queue_ops;
-	q->source.vq = vq;
-	q->source.kick_fd = -1;
-	q->source.news_fd = -1;
 	q->blk = blk;
 	q->store = blk->store;
 	q->depth = q->store->kind == BLK_INLINE_NO ? depth : 1;	/* inline stores need no slots */
@@ -274,34 +269,10 @@ int blk_queue_free(struct ring_source *source)
 
 void blk_queue_stats(const struct ring_source *source, struct blk_stats *out)
 {
-	const struct blk_queue *q = (const struct blk_queue *)(const void *)source;
-	const uint64_t *from = (const uint64_t *)&q->stats;
-	uint64_t *to = (uint64_t *)out;
-	size_t i;
-
-	for (i = 0; i < sizeof(*out) / sizeof(*to); i++)
-		to[i] = __atomic_load_n(&from[i], __ATOMIC_RELAXED);
+	ring_stats_copy(out, &((const struct blk_queue *)(const void *)source)->stats, sizeof(*out));
 }
 
 double blk_tick_ns(void)
 {
-#if defined(__x86_64__)
-	static _Atomic double known;
-	double ns = atomic_load(&known);
-	struct timespec nap = { .tv_nsec = 5000000 };
-	uint64_t t0, t1, n0, n1;
-
-	if (ns > 0)
-		return ns;
-	n0 = blk_now_ns();
-	t0 = blk_ticks();
-	nanosleep(&nap, NULL);
-	n1 = blk_now_ns();
-	t1 = blk_ticks();
-	ns = t1 > t0 ? (double)(n1 - n0) / (double)(t1 - t0) : 1.0;
-	atomic_store(&known, ns);
-	return ns;
-#else
-	return 1.0;
-#endif
+	return ring_tick_ns();
 }

@@ -18,6 +18,7 @@
 
 #include "devices/blk/csrc/blk.h"
 #include "ring/csrc/shm.h"
+#include "ring/csrc/stats.h"
 
 #define blk_likely(x) __builtin_expect(!!(x), 1)
 #define blk_unlikely(x) __builtin_expect(!!(x), 0)
@@ -211,28 +212,6 @@ static inline SHM uint8_t *blk_status_byte(const struct ring_chain *chain)
 	const struct ring_iov *last = &chain->iov[chain->nr_out + chain->nr_in - 1];
 
 	return (SHM uint8_t *)last->base + (last->len - 1);
-}
-
-static inline uint64_t blk_now_ns(void)
-{
-	struct timespec ts;
-
-	clock_gettime(CLOCK_MONOTONIC, &ts);
-	return (uint64_t)ts.tv_sec * 1000000000u + (uint64_t)ts.tv_nsec;
-}
-
-static inline uint64_t blk_ticks(void)
-{
-#if defined(__x86_64__)
-	return __builtin_ia32_rdtsc();	/* a fifth of a clock_gettime(); steady on what is in use today */
-#else
-	return blk_now_ns();
-#endif
-}
-
-static inline void blk_count(uint64_t *stat, uint64_t n)
-{
-	__atomic_store_n(stat, *stat + n, __ATOMIC_RELAXED);
 }
 
 static inline uint32_t blk_bucket(uint64_t ticks)

@@ -102,13 +102,13 @@ static void account(struct blk_queue *q, const uint32_t *requests, const uint64_
 	for (op = BLK_READ; op <= BLK_WRITE; op++) {
 		if (!requests[op])
 			continue;
-		blk_count(&q->stats.requests[op], requests[op]);
-		blk_count(&q->stats.bytes[op], bytes[op]);
+		ring_count(&q->stats.requests[op], requests[op]);
+		ring_count(&q->stats.bytes[op], bytes[op]);
 	}
 	if (ticks) {
-		ticks = blk_ticks() - ticks;
-		blk_count(&q->stats.latency[blk_bucket(ticks)], (uint64_t)n * BLK_SAMPLE);
-		blk_count(&q->stats.latency_ticks, ticks * n * BLK_SAMPLE);
+		ticks = measure_ticks() - ticks;
+		ring_count(&q->stats.latency[blk_bucket(ticks)], (uint64_t)n * BLK_SAMPLE);
+		ring_count(&q->stats.latency_ticks, ticks * n * BLK_SAMPLE);
 	}
 }
 
@@ -149,7 +149,7 @@ int blk_poll_inline(struct blk_queue *q, int budget)
 	if (n <= 0)
 		return n;
 	if (blk_unlikely(++q->batch % BLK_SAMPLE == 0))
-		ticks = blk_ticks();
+		ticks = measure_ticks();
 	blk_parse(q->blk, chains[0], &parsed[0], segs[0]);
 	for (i = 0; i < n; i++) {
 		const struct blk_parsed *p = &parsed[i & 1];
@@ -170,8 +170,8 @@ int blk_poll_inline(struct blk_queue *q, int budget)
 		} else {
 			uint32_t op = p->op < BLK_OTHER ? p->op : BLK_OTHER;
 
-			blk_count(&q->stats.requests[op], 1);
-			blk_count(&q->stats.errors[op], p->status != VIRTIO_BLK_S_OK);
+			ring_count(&q->stats.requests[op], 1);
+			ring_count(&q->stats.errors[op], p->status != VIRTIO_BLK_S_OK);
 		}
 	}
 	account(q, requests, bytes, ticks, (uint32_t)n);

@@ -21,19 +21,19 @@ static const _Alignas(4096) uint8_t zeros[BLK_ZEROS_BYTES];
 
 void blk_account(struct blk_queue *q, uint32_t op, uint64_t bytes, bool failed, uint64_t ticks)
 {
-	blk_count(&q->stats.requests[op], 1);
+	ring_count(&q->stats.requests[op], 1);
 	if (failed)
-		blk_count(&q->stats.errors[op], 1);
+		ring_count(&q->stats.errors[op], 1);
 	else
-		blk_count(&q->stats.bytes[op], bytes);
-	blk_count(&q->stats.latency[blk_bucket(ticks)], 1);
-	blk_count(&q->stats.latency_ticks, ticks);
+		ring_count(&q->stats.bytes[op], bytes);
+	ring_count(&q->stats.latency[blk_bucket(ticks)], 1);
+	ring_count(&q->stats.latency_ticks, ticks);
 }
 
 static uint64_t reap_ticks(struct blk_queue *q)
 {
 	if (!q->reap_ticks)
-		q->reap_ticks = blk_ticks();
+		q->reap_ticks = measure_ticks();
 	return q->reap_ticks;
 }
 
@@ -213,7 +213,7 @@ static int prepare_data(struct blk_req *req)
 		if (!q->nr_bounces)
 			return BLK_LATER;
 		req->bounce = q->bounces[--q->nr_bounces];
-		blk_count(&q->stats.bounced, 1);
+		ring_count(&q->stats.bounced, 1);
 	}
 	buf = q->bounce_mem + (size_t)req->bounce * BLK_BOUNCE_BYTES;
 	req->x_len = req->left < BLK_BOUNCE_BYTES ? req->left : BLK_BOUNCE_BYTES;
@@ -353,7 +353,7 @@ static void wait_in_line(struct blk_req *req)
 {
 	struct blk_queue *q = req->q;
 
-	blk_count(&q->stats.waits, 1);
+	ring_count(&q->stats.waits, 1);
 	req->next = NULL;
 	*q->waiting_end = req;
 	q->waiting_end = &req->next;

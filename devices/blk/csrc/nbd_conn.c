@@ -102,7 +102,7 @@ static int begin(struct nbd_conn *conn)
 	}
 	conn->at = BLK_NBD_AT_CONNECT;
 	conn->state = NBD_CONNECTING;
-	conn->until_ns = blk_now_ns() + (uint64_t)conn->store->config.connect_ms * 1000000;
+	conn->until_ns = ring_now_ns() + (uint64_t)conn->store->config.connect_ms * 1000000;
 	return 0;
 }
 
@@ -188,7 +188,7 @@ static int progress(struct nbd_conn *conn, int rc)
 	}
 	if (rc < 0)
 		return -1;
-	if (blk_now_ns() >= conn->until_ns) {
+	if (ring_now_ns() >= conn->until_ns) {
 		note_words(conn, ETIMEDOUT, "no answer in time");
 		return -1;
 	}
@@ -222,7 +222,7 @@ static int notify(struct nbd_conn *conn, short revents)
 
 static int poll_until(struct pollfd *fds, nfds_t nr, uint64_t until_ns)
 {
-	uint64_t now_ns = blk_now_ns();
+	uint64_t now_ns = ring_now_ns();
 	uint64_t ns = until_ns > now_ns ? until_ns - now_ns : 0;
 	struct timespec ts = { .tv_sec = (time_t)(ns / 1000000000), .tv_nsec = (long)(ns % 1000000000) };
 
@@ -261,7 +261,7 @@ static void back_off(struct nbd_conn *conn)
 {
 	nbd_conn_close(conn);
 	conn->state = NBD_DOWN;
-	conn->next_try_ns = blk_now_ns() + (uint64_t)conn->backoff_ms * 1000000;
+	conn->next_try_ns = ring_now_ns() + (uint64_t)conn->backoff_ms * 1000000;
 	conn->backoff_ms *= 2;
 	if (conn->backoff_ms > NBD_BACKOFF_MAX_MS)
 		conn->backoff_ms = NBD_BACKOFF_MAX_MS;
@@ -272,7 +272,7 @@ static void lost(struct nbd_conn *conn)
 {
 	if (conn->worked)
 		conn->backoff_ms = NBD_BACKOFF_MIN_MS;
-	conn->down_since_ns = blk_now_ns();
+	conn->down_since_ns = ring_now_ns();
 	atomic_store(&conn->up, 0);
 	atomic_fetch_add(&conn->store->losses, 1);
 	back_off(conn);
@@ -315,7 +315,7 @@ static uint64_t expires_ns(const struct nbd_conn *conn)
 /* While there is no server. */
 static void without_server(struct nbd_conn *conn)
 {
-	uint64_t now_ns = blk_now_ns();
+	uint64_t now_ns = ring_now_ns();
 
 	if (!atomic_load(&conn->expired) && now_ns >= expires_ns(conn)) {
 		atomic_store(&conn->expired, 1);
@@ -402,11 +402,11 @@ static void with_server(struct nbd_conn *conn)
 /* A server that is told can clean up; one that does not answer is not waited for long. */
 static void say_goodbye(struct nbd_conn *conn)
 {
-	uint64_t until_ns = blk_now_ns() + (uint64_t)NBD_GOODBYE_MS * 1000000;
+	uint64_t until_ns = ring_now_ns() + (uint64_t)NBD_GOODBYE_MS * 1000000;
 
 	if (conn->state != NBD_UP || nbd_aio_disconnect(conn->h, 0) < 0)
 		return;
-	while (!nbd_aio_is_dead(conn->h) && !nbd_aio_is_closed(conn->h) && blk_now_ns() < until_ns) {
+	while (!nbd_aio_is_dead(conn->h) && !nbd_aio_is_closed(conn->h) && ring_now_ns() < until_ns) {
 		struct pollfd pfd = { .fd = nbd_aio_get_fd(conn->h), .events = wanted(conn->h) };
 
 		if (poll_until(&pfd, 1, until_ns) > 0 && notify(conn, pfd.revents) < 0)

@@ -88,7 +88,7 @@ static int fixed_buffer(struct blk_req *req)
 	slot = ring_worker_head(w)->api->buffer(w, &q->source, req->x_iov->base, limit(req));
 	if (slot >= 0) {
 		req->fixed = 1;
-		blk_count(&q->stats.fixed, 1);
+		ring_count(&q->stats.fixed, 1);
 	} else if (slot != -ENOENT) {
 		__atomic_store_n(&q->stats.fixed_error, (uint64_t)-slot, __ATOMIC_RELAXED);
 	}
@@ -152,7 +152,7 @@ static int at_once(const struct file *f, struct blk_req *req)
 		if (req->sub > BLK_WRITE || req->x_len > most || req->retried)
 			return BLK_LATER;
 		q->reap_ticks = 0;
-		blk_count(&q->stats.at_once, 1);
+		ring_count(&q->stats.at_once, 1);
 		return blocking(f, req);
 	}
 	if (req->sub != BLK_READ || !q->once_few || q->once_never || req->x_len > BLK_ONCE_BYTES)
@@ -171,7 +171,7 @@ static int at_once(const struct file *f, struct blk_req *req)
 	}
 	q->once_misses = 0;
 	q->reap_ticks = 0;	/* it took time: what is completed now is completed later than the one before */
-	blk_count(&q->stats.at_once, 1);
+	ring_count(&q->stats.at_once, 1);
 	return (int)rc;
 }
 

@@ -27,6 +27,7 @@
 #include "devices/fs/csrc/fs.h"
 #include "devices/fs/csrc/fuse.h"
 #include "ring/csrc/shm.h"
+#include "ring/csrc/stats.h"
 #include "ring/csrc/worker.h"
 
 #define fs_likely(x) __builtin_expect(!!(x), 1)
@@ -212,28 +213,6 @@ void fs_req_done(struct fs_req *req, int result);
 static inline bool fs_cancelled(const struct fs_req *req)
 {
 	return fs_unlikely(atomic_load_explicit(&req->cancel, memory_order_relaxed) == req->in.unique);
-}
-
-static inline uint64_t fs_now_ns(void)
-{
-	struct timespec ts;
-
-	clock_gettime(CLOCK_MONOTONIC, &ts);
-	return (uint64_t)ts.tv_sec * 1000000000u + (uint64_t)ts.tv_nsec;
-}
-
-static inline uint64_t fs_ticks(void)
-{
-#if defined(__x86_64__)
-	return __builtin_ia32_rdtsc();	/* a fifth of a clock_gettime(); steady on what is in use today */
-#else
-	return fs_now_ns();
-#endif
-}
-
-static inline void fs_count(uint64_t *stat, uint64_t n)
-{
-	__atomic_store_n(stat, *stat + n, __ATOMIC_RELAXED);
 }
 
 /* --- init.c ---------------------------------------------------------------------------------------------------- */

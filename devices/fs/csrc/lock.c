@@ -38,7 +38,7 @@ int pass_again(struct fs_req *req)
 		pause = LOCK_PAUSE_MAX_NS;
 	if (tries < LOCK_TRIES_MASK)
 		tries++;
-	req->again_ns = ((fs_now_ns() + pause) & ~(uint64_t)LOCK_TRIES_MASK) | tries;
+	req->again_ns = ((ring_now_ns() + pause) & ~(uint64_t)LOCK_TRIES_MASK) | tries;
 	return FS_AGAIN;
 }
 

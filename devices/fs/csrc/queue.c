@@ -40,18 +40,18 @@ static inline uint32_t bucket(uint64_t ticks)
 static inline void account(struct fs_queue *q, const struct fs_req *req, int result)
 {
 	uint32_t op = req->shape ? req->in.opcode : 0;
-	uint64_t now = fs_ticks();
+	uint64_t now = measure_ticks();
 	uint64_t ticks = now > req->start_ticks ? now - req->start_ticks : 0;	/* of another socket's counter */
 
-	fs_count(&q->stats.requests[op], 1);
-	fs_count(&q->stats.ticks[op], ticks);
-	fs_count(&q->stats.latency[op][bucket(ticks)], 1);
+	ring_count(&q->stats.requests[op], 1);
+	ring_count(&q->stats.ticks[op], ticks);
+	ring_count(&q->stats.latency[op][bucket(ticks)], 1);
 	if (fs_unlikely(result < 0 && result != FS_NONE))
-		fs_count(&q->stats.errors[op], 1);
+		ring_count(&q->stats.errors[op], 1);
 	else if (result > 0)
-		fs_count(&q->stats.bytes_out, (uint64_t)result);
+		ring_count(&q->stats.bytes_out, (uint64_t)result);
 	if (req->data_len)
-		fs_count(&q->stats.bytes_in, req->data_len);
+		ring_count(&q->stats.bytes_in, req->data_len);
 }
 
 static inline void finish(struct fs_queue *q, struct fs_req *req, int result)
@@ -81,9 +81,9 @@ static void wants_cancel(struct fs_req *req)
 
 static void again(struct fs_queue *q, struct fs_req *req)
 {
-	uint64_t now = fs_now_ns();
+	uint64_t now = ring_now_ns();
 
-	fs_count(&q->stats.again, 1);
+	ring_count(&q->stats.again, 1);
 	if (req->again_ns > now + AGAIN_MAX_NS)
 		req->again_ns = now + AGAIN_MAX_NS;	/* interrupts are seen no sooner */
 	req->next = NULL;
@@ -97,7 +97,7 @@ static void settle(struct fs_queue *q, struct fs_req *req, int result)
 {
 	switch (result) {
 	case FS_SLOW:
-		fs_count(&q->stats.slow, 1);
+		ring_count(&q->stats.slow, 1);
 		if (!atomic_load_explicit(&req->waits, memory_order_relaxed))
 			wants_cancel(req);
 		fs_pool_put(q->server->pool, req);
@@ -199,7 +199,7 @@ static int alone(struct fs_queue *q, struct fs_req *req)
 	struct fs_req *nobody = NULL;
 	int result = 0;
 
-	req->again_ns = fs_now_ns() + HOLD_LOOK_NS;
+	req->again_ns = ring_now_ns() + HOLD_LOOK_NS;
 	if (!holds(server, req)) {
 		if (!atomic_compare_exchange_strong(&server->holder, &nobody, req))
 			return FS_AGAIN;
@@ -265,7 +265,7 @@ static bool leave(struct fs_queue *q, struct fs_req *req)
 static void ask_again(struct fs_queue *q, int error)
 {
 	struct fs_req *req = q->waiting;
-	uint64_t now = fs_now_ns();
+	uint64_t now = ring_now_ns();
 
 	q->waiting = NULL;
 	q->waiting_end = &q->waiting;
@@ -285,7 +285,7 @@ static void ask_again(struct fs_queue *q, int error)
 			continue;
 		}
 		if ((error && !holder) || gone) {
-			fs_count(&q->stats.cancelled, 1);
+			ring_count(&q->stats.cancelled, 1);
 			settle(q, req, gone ? -EINTR : error);
 		} else if (req->again_ns <= now) {
 			settle(q, req, dispatch(q, req));
@@ -309,7 +309,7 @@ static void begin(struct fs_queue *q, struct ring_chain *chain, uint64_t ticks, 
 	result = fs_decode(req, chain);
 	if (fs_unlikely(result)) {
 		if (result != -ENOSYS)
-			fs_count(&q->stats.malformed, 1);
+			ring_count(&q->stats.malformed, 1);
 		finish(q, req, result == -EPROTO ? FS_NONE : result);
 		return;
 	}
@@ -345,7 +345,7 @@ static int take_batch(struct fs_queue *q, int budget)
 	n = ring_vq_pop(q->source.vq, chains, budget);
 	if (n <= 0)
 		return n;
-	ticks = fs_ticks();
+	ticks = measure_ticks();
 	for (i = 0; i < n; i++)
 		expect(chains[i]);
 	for (i = 0; i < n; i++) {
@@ -374,7 +374,7 @@ static int queue_poll(struct ring_source *source, int budget)
 		q->held = atomic_load(&q->server->holder) != NULL;
 	}
 	if (fs_unlikely(q->held)) {
-		uint64_t look = fs_now_ns() + HOLD_LOOK_NS;
+		uint64_t look = ring_now_ns() + HOLD_LOOK_NS;
 
 		if (!source->deadline_ns || look < source->deadline_ns)
 			source->deadline_ns = look;
@@ -439,15 +439,10 @@ static void free_queue(struct fs_queue *q)
 
 struct ring_source *fs_queue_new(struct fs_server *server, struct ring_vq *vq, uint32_t depth, int hiprio)
 {
-	struct fs_queue *q = aligned_alloc(64, (sizeof(*q) + 63) / 64 * 64);
+	struct fs_queue *q = ring_source_new(sizeof(*q), &queue_ops, vq);
 
 	if (!q)
 		return NULL;
-	memset(q, 0, sizeof(*q));
-	q->source.ops = &queue_ops;
-	q->source.vq = vq;
-	q->source.kick_fd = -1;
-	q->source.news_fd = -1;
 	q->server = server;
 	q->depth = depth;
 	q->hiprio = hiprio != 0;
@@ -488,34 +483,10 @@ int fs_queue_free(struct ring_source *source)
 
 void fs_queue_stats(const struct ring_source *source, struct fs_stats *out)
 {
-	const struct fs_queue *q = (const struct fs_queue *)(const void *)source;
-	const uint64_t *from = (const uint64_t *)&q->stats;
-	uint64_t *to = (uint64_t *)out;
-	size_t i;
-
-	for (i = 0; i < sizeof(*out) / sizeof(*to); i++)
-		to[i] = __atomic_load_n(&from[i], __ATOMIC_RELAXED);
+	ring_stats_copy(out, &((const struct fs_queue *)(const void *)source)->stats, sizeof(*out));
 }
 
 double fs_tick_ns(void)
 {
-#if defined(__x86_64__)
-	static _Atomic double known;
-	double ns = atomic_load(&known);
-	struct timespec nap = { .tv_nsec = 5000000 };
-	uint64_t t0, t1, n0, n1;
-
-	if (ns > 0)
-		return ns;
-	n0 = fs_now_ns();
-	t0 = fs_ticks();
-	nanosleep(&nap, NULL);
-	n1 = fs_now_ns();
-	t1 = fs_ticks();
-	ns = t1 > t0 ? (double)(n1 - n0) / (double)(t1 - t0) : 1.0;
-	atomic_store(&known, ns);
-	return ns;
-#else
-	return 1.0;
-#endif
+	return ring_tick_ns();
 }

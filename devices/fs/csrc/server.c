@@ -105,7 +105,7 @@ static int null_lookup(struct fs_req *req, bool pool)
 	int i;
 
 	if (!strcmp(req->name, "wait")) {
-		req->again_ns = fs_now_ns() + NULL_PAUSE_NS;
+		req->again_ns = ring_now_ns() + NULL_PAUSE_NS;
 		return FS_AGAIN;
 	}
 	if (!strcmp(req->name, "stuck")) {

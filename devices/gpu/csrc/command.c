@@ -192,8 +192,8 @@ static uint32_t transfer(struct gpu *gpu, struct gpu_cmd *cmd)
 			return VIRTIO_GPU_RESP_ERR_INVALID_PARAMETER;
 	}
 	bytes = row * rows;
-	gpu_count(&gpu->stats.transfers, 1);
-	gpu_count(&gpu->stats.transfer_bytes, bytes);
+	ring_count(&gpu->stats.transfers, 1);
+	ring_count(&gpu->stats.transfer_bytes, bytes);
 	return OK;
 }
 
@@ -209,7 +209,7 @@ static uint32_t flush(struct gpu *gpu, struct gpu_cmd *cmd)
 			!gpu_rect_inside(&in->r, res->width, res->height))
 		return VIRTIO_GPU_RESP_ERR_INVALID_PARAMETER;
 	gpu_flushed(gpu, res, &in->r);
-	gpu_count(&gpu->stats.flushes, 1);
+	ring_count(&gpu->stats.flushes, 1);
 	return OK;
 }
 
@@ -320,7 +320,7 @@ void gpu_cursor_command(struct gpu *gpu, const struct gpu_cmd *cmd)
 
 	if (cmd->in_len < sizeof(*in) || in->pos.scanout_id >= gpu->nr_scanouts ||
 	    (in->hdr.type != VIRTIO_GPU_CMD_UPDATE_CURSOR && in->hdr.type != VIRTIO_GPU_CMD_MOVE_CURSOR)) {
-		gpu_count(&gpu->stats.errors[0], 1);
+		ring_count(&gpu->stats.errors[0], 1);
 		return;
 	}
 	s = &gpu->scanouts[in->pos.scanout_id];
@@ -336,6 +336,6 @@ void gpu_cursor_command(struct gpu *gpu, const struct gpu_cmd *cmd)
 	s->cursor.x = in->pos.x;
 	s->cursor.y = in->pos.y;
 	s->cursor.changes++;
-	gpu_count(&gpu->stats.cursor_commands, 1);
+	ring_count(&gpu->stats.cursor_commands, 1);
 	gpu_changed(gpu);
 }

@@ -24,6 +24,7 @@
 
 #include "devices/gpu/csrc/gpu.h"
 #include "ring/csrc/shm.h"
+#include "ring/csrc/stats.h"
 
 enum {
 	GPU_BATCH = 32,
@@ -131,11 +132,6 @@ struct gpu_cmd {
 	} out;
 	uint32_t out_len;		/* bytes of the reply */
 };
-
-static inline void gpu_count(uint64_t *stat, uint64_t n)
-{
-	__atomic_store_n(stat, *stat + n, __ATOMIC_RELAXED);
-}
 
 static inline bool gpu_rect_inside(const struct virtio_gpu_rect *r, uint32_t width, uint32_t height)
 {

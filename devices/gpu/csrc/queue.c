@@ -34,7 +34,7 @@ static uint32_t control(struct gpu *gpu, struct gpu_cmd *cmd)
 	if (type >= VIRTIO_GPU_RESP_ERR_UNSPEC) {
 		cmd->out_len = sizeof(*out);
 		if (type - VIRTIO_GPU_RESP_ERR_UNSPEC < GPU_ERRORS)
-			gpu_count(&gpu->stats.errors[type - VIRTIO_GPU_RESP_ERR_UNSPEC], 1);
+			ring_count(&gpu->stats.errors[type - VIRTIO_GPU_RESP_ERR_UNSPEC], 1);
 	}
 	if (cmd->in_len >= sizeof(cmd->in.hdr) && cmd->in.hdr.flags & VIRTIO_GPU_FLAG_FENCE) {
 		out->flags = cmd->in.hdr.flags & (VIRTIO_GPU_FLAG_FENCE | VIRTIO_GPU_FLAG_INFO_RING_IDX);
@@ -42,7 +42,7 @@ static uint32_t control(struct gpu *gpu, struct gpu_cmd *cmd)
 		out->ctx_id = cmd->in.hdr.ctx_id;
 		out->ring_idx = cmd->in.hdr.ring_idx;
 	}
-	gpu_count(&gpu->stats.commands, 1);
+	ring_count(&gpu->stats.commands, 1);
 	if (cmd->chain->in_bytes < sizeof(*out))
 		return 0;
 	return ring_chain_write(cmd->chain, 0, &cmd->out, cmd->out_len);
@@ -122,14 +122,10 @@ static const struct ring_source_ops queue_ops = {
 
 struct ring_source *gpu_queue_new(struct gpu *gpu, struct ring_vq *vq, struct ring_mem *mem, int cursor)
 {
-	struct gpu_queue *q = calloc(1, sizeof(*q));
+	struct gpu_queue *q = ring_source_new(sizeof(*q), &queue_ops, vq);
 
 	if (!q)
 		return NULL;
-	q->source.ops = &queue_ops;
-	q->source.vq = vq;
-	q->source.kick_fd = -1;
-	q->source.news_fd = -1;
 	q->gpu = gpu;
 	q->cursor = cursor != 0;
 	gpu->mem = mem;
@@ -208,9 +204,5 @@ void gpu_answer(struct gpu *gpu)
 
 void gpu_stats(const struct gpu *gpu, struct gpu_stats *out)
 {
-	const uint64_t *from = (const uint64_t *)&gpu->stats;
-	uint64_t *to = (uint64_t *)out;
-
-	for (size_t i = 0; i < sizeof(*out) / sizeof(*to); i++)
-		to[i] = __atomic_load_n(&from[i], __ATOMIC_RELAXED);
+	ring_stats_copy(out, &gpu->stats, sizeof(*out));
 }

@@ -399,14 +399,10 @@ const struct ring_source_ops net_ctrl_ops = {
 
 struct ring_source *net_ctrlq_new(struct net_dev *dev, struct ring_vq *vq)
 {
-	struct net_ctrlq *q = calloc(1, sizeof(*q));
+	struct net_ctrlq *q = ring_source_new(sizeof(*q), &net_ctrl_ops, vq);
 
 	if (!q)
 		return NULL;
-	q->source.ops = &net_ctrl_ops;
-	q->source.vq = vq;
-	q->source.kick_fd = -1;
-	q->source.news_fd = -1;
 	q->dev = dev;
 	/* VIRTIO 1.3, 5.1.6.5.3: from now on tags are filtered */
 	set_mode(&dev->filter, NET_MODE_VLAN, has(dev, NET_V_CTRL_VLAN));

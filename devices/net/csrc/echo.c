@@ -70,8 +70,8 @@ static void null_send(struct net_port *port, const struct net_frame *const *fram
 {
 	struct net_port_stats *stats = stats_of(port, frames[0]);
 
-	net_count(&stats->in_frames, (uint64_t)n);
-	net_count(&stats->in_bytes, bytes_of(frames, n));
+	ring_count(&stats->in_frames, (uint64_t)n);
+	ring_count(&stats->in_bytes, bytes_of(frames, n));
 }
 
 static const struct net_port_ops null_ops = {
@@ -92,16 +92,16 @@ static void echo_send(struct net_port *port, const struct net_frame *const *fram
 	struct net_port_stats *stats = stats_of(port, frames[0]);
 	uint64_t bytes = bytes_of(frames, n);
 
-	net_count(&stats->in_frames, (uint64_t)n);
-	net_count(&stats->in_bytes, bytes);
+	ring_count(&stats->in_frames, (uint64_t)n);
+	ring_count(&stats->in_bytes, bytes);
 	if (net_is_down(port)) {
-		net_count(&stats->dropped[NET_DROP_DOWN], (uint64_t)n);
+		ring_count(&stats->dropped[NET_DROP_DOWN], (uint64_t)n);
 		return;
 	}
 	if (!port->peer)
 		return;
-	net_count(&stats->out_frames, (uint64_t)n);
-	net_count(&stats->out_bytes, bytes);
+	ring_count(&stats->out_frames, (uint64_t)n);
+	ring_count(&stats->out_bytes, bytes);
 	port->peer->ops->send(port->peer, frames, n);
 }
 
@@ -144,8 +144,8 @@ static int source_feed(struct net_feeder *feeder, int budget)
 	if (net_is_down(&feed->port->simple.port))
 		return 0;
 	n = net_rx_offer(feed->dev, feed->pair, feed->list, budget < NET_BATCH ? budget : NET_BATCH);
-	net_count(&stats->out_frames, (uint64_t)n);
-	net_count(&stats->out_bytes, (uint64_t)n * feed->port->frame_bytes);
+	ring_count(&stats->out_frames, (uint64_t)n);
+	ring_count(&stats->out_bytes, (uint64_t)n * feed->port->frame_bytes);
 	return n;
 }
 

@@ -43,7 +43,7 @@ void fdb_fini(struct fdb *fdb)
 static void add_count(struct fdb *fdb, uint32_t port, uint32_t n)
 {
 	__atomic_store_n(&fdb->count[port], fdb->count[port] + n, __ATOMIC_RELAXED);
-	net_count(&fdb->entries, (uint64_t)(int64_t)(int32_t)n);
+	ring_count(&fdb->entries, (uint64_t)(int64_t)(int32_t)n);
 }
 
 static void drop(struct fdb *fdb, struct fdb_entry *e)
@@ -110,14 +110,14 @@ bool fdb_put(struct fdb *fdb, uint64_t key, uint32_t port)
 		if (!e)
 			return false;
 		drop(fdb, e);
-		net_count(&fdb->evicted, 1);
+		ring_count(&fdb->evicted, 1);
 	}
 	e->key = key;
 	e->tick = fdb->now;
 	e->port = port;
 	if (!pin) {
 		add_count(fdb, port, 1);
-		net_count(&fdb->learnt, 1);
+		ring_count(&fdb->learnt, 1);
 	}
 	return true;
 }
@@ -129,7 +129,7 @@ void fdb_move(struct fdb *fdb, struct fdb_entry *e, uint32_t port)
 	e->port = port;
 	e->tick = fdb->now;
 	fdb->gen++;
-	net_count(&fdb->moved, 1);
+	ring_count(&fdb->moved, 1);
 }
 
 void fdb_remove(struct fdb *fdb, uint64_t key)

@@ -126,12 +126,12 @@ static void write_frame(struct fd_queue *q, const struct net_frame *f)
 		rest = 1;
 	}
 	if (net_likely(put(q, iov, nr + rest) >= 0)) {
-		net_count(&q->stats.in_frames, 1);
-		net_count(&q->stats.in_bytes, f->len);
+		ring_count(&q->stats.in_frames, 1);
+		ring_count(&q->stats.in_bytes, f->len);
 	} else if (errno == EAGAIN || errno == ENOBUFS) {
-		net_count(&q->stats.dropped[NET_DROP_FULL], 1);
+		ring_count(&q->stats.dropped[NET_DROP_FULL], 1);
 	} else {
-		net_count(&q->stats.dropped[NET_DROP_ERROR], 1);
+		ring_count(&q->stats.dropped[NET_DROP_ERROR], 1);
 	}
 }
 
@@ -144,7 +144,7 @@ static void emit(void *arg, const struct net_frame *f)
 {
 	struct emit *e = arg;
 
-	net_count(e->segments ? &e->q->stats.in_segments : &e->q->stats.in_checksums, 1);
+	ring_count(e->segments ? &e->q->stats.in_segments : &e->q->stats.in_checksums, 1);
 	write_frame(e->q, f);
 }
 
@@ -195,7 +195,7 @@ static void write_unfinished(struct fd_queue *q, const struct net_frame *f)
 		why = net_finish(q->fin, f, q->port->port.takes, emit, &e);
 	}
 	if (why != NET_DROP_NONE)
-		net_count(&q->stats.dropped[why], 1);
+		ring_count(&q->stats.dropped[why], 1);
 }
 
 static void fd_send(struct net_port *port, const struct net_frame *const *frames, int n)
@@ -209,7 +209,7 @@ static void fd_send(struct net_port *port, const struct net_frame *const *frames
 		struct fd_queue *q = p->queues[f->pair % p->nr];
 
 		if (net_unlikely(net_is_down(port))) {
-			net_count(&q->stats.dropped[NET_DROP_DOWN], 1);
+			ring_count(&q->stats.dropped[NET_DROP_DOWN], 1);
 			continue;
 		}
 		if (net_unlikely(port->capture != NULL))
@@ -225,8 +225,8 @@ static void fd_send(struct net_port *port, const struct net_frame *const *frames
 
 static void sent(struct fd_queue *q, uint64_t bytes)
 {
-	net_count(&q->stats.out_frames, 1);
-	net_count(&q->stats.out_bytes, bytes);
+	ring_count(&q->stats.out_frames, 1);
+	ring_count(&q->stats.out_bytes, bytes);
 }
 
 static int failed(struct fd_queue *q, int error)
@@ -344,7 +344,7 @@ static ssize_t read_private(struct fd_queue *q, int i)
 		why = net_check_hdr(&wire.hdr, len, q->gives);
 	}
 	if (net_unlikely(why != NET_DROP_NONE)) {
-		net_count(&q->stats.dropped[why], 1);
+		ring_count(&q->stats.dropped[why], 1);
 		return 0;
 	}
 	net_frame_of_memory(f, &q->iovs[i], slot + header, len, &wire.hdr);
@@ -369,7 +369,7 @@ static int pump_private(struct fd_queue *q, int budget)
 		if (!n)
 			continue;
 		if (net_unlikely(net_is_down(port) || !peer)) {
-			net_count(&q->stats.dropped[peer ? NET_DROP_DOWN : NET_DROP_NO_PEER], 1);
+			ring_count(&q->stats.dropped[peer ? NET_DROP_DOWN : NET_DROP_NO_PEER], 1);
 			continue;
 		}
 		sent(q, (uint64_t)n);
@@ -406,7 +406,7 @@ static int pump_direct(struct fd_queue *q, struct net_dev *dev, int budget)
 			break;
 		}
 		if (n == -EBADMSG) {
-			net_count(&q->stats.dropped[NET_DROP_HEADER], 1);
+			ring_count(&q->stats.dropped[NET_DROP_HEADER], 1);
 			continue;
 		}
 		if (n < 0)
@@ -537,16 +537,13 @@ static const struct net_port_ops fd_port_ops = {
 
 static struct fd_queue *queue_new(struct fd_port *p, uint32_t index, int fd)
 {
-	struct fd_queue *q = aligned_alloc(64, (sizeof(*q) + 63) / 64 * 64);
+	struct fd_queue *q = ring_source_new(sizeof(*q), &fd_source_ops, NULL);
 	struct stat st;
 	void *slots;
 
 	if (!q)
 		return NULL;
-	memset(q, 0, sizeof(*q));
-	q->source.ops = &fd_source_ops;
 	q->source.kick_fd = fd;
-	q->source.news_fd = -1;
 	q->feeder.feed = fd_feed;
 	q->port = p;
 	q->index = index;

@@ -23,6 +23,7 @@
 
 #include "devices/net/csrc/net.h"
 #include "ring/csrc/shm.h"
+#include "ring/csrc/stats.h"
 #include "ring/csrc/worker.h"
 
 #define net_likely(x) __builtin_expect(!!(x), 1)
@@ -89,13 +90,8 @@ struct net_port {
 	struct net_capture *capture;	/* NULL: none. Changes while parked */
 	uint32_t takes;			/* NET_TAKES_*: frames it takes unfinished */
 	uint32_t down;			/* link is down: everything is dropped; __atomic, relaxed */
-	struct net_port_stats stats;	/* written by the worker, read by any thread: net_count() */
+	struct net_port_stats stats;	/* written by the worker, read by any thread: ring_count() */
 };
-
-static inline void net_count(uint64_t *stat, uint64_t n)
-{
-	__atomic_store_n(stat, *stat + n, __ATOMIC_RELAXED);
-}
 
 /* Counted by several threads: for what is rare. */
 static inline void net_count_shared(uint64_t *stat, uint64_t n)

@@ -208,7 +208,7 @@ static __attribute__((noinline)) void deliver(struct net_rxq *q, const struct ne
 
 	n = reserve(q, need, want, &why);
 	if (net_unlikely(!n)) {
-		net_count(&q->stats.dropped[why], 1);
+		ring_count(&q->stats.dropped[why], 1);
 		return;
 	}
 	make_header(q, f, n, &w);
@@ -267,7 +267,7 @@ static void emit(void *arg, const struct net_frame *f)
 {
 	struct emit *e = arg;
 
-	net_count(e->segments ? &e->q->stats.in_segments : &e->q->stats.in_checksums, 1);
+	ring_count(e->segments ? &e->q->stats.in_segments : &e->q->stats.in_checksums, 1);
 	deliver(e->q, f, e->want);
 }
 
@@ -277,7 +277,7 @@ static void finish(struct net_rxq *q, const struct net_frame *f, uint32_t takes,
 	uint32_t why = net_finish(q->fin, f, takes, emit, &e);
 
 	if (why != NET_DROP_NONE)
-		net_count(&q->stats.dropped[why], 1);
+		ring_count(&q->stats.dropped[why], 1);
 }
 
 static bool runs(const struct net_rxq *q)
@@ -300,7 +300,7 @@ static void deliver_all(struct net_rxq *q, const struct net_frame *const *frames
 		const struct net_frame *f = frames[i];
 
 		if (net_unlikely(filter) && !net_filter_passes(&q->dev->filter, f))
-			net_count(&q->stats.dropped[NET_DROP_FILTER], 1);
+			ring_count(&q->stats.dropped[NET_DROP_FILTER], 1);
 		else if (net_unlikely(net_unfinished(f, takes)))
 			finish(q, f, takes, (uint32_t)(n - i));
 		else if (net_unlikely(!deliver_fast(q, f)))
@@ -308,8 +308,8 @@ static void deliver_all(struct net_rxq *q, const struct net_frame *const *frames
 	}
 	push_filled(q);
 	if (q->batch_frames) {
-		net_count(&q->stats.in_frames, q->batch_frames);
-		net_count(&q->stats.in_bytes, q->batch_bytes);
+		ring_count(&q->stats.in_frames, q->batch_frames);
+		ring_count(&q->stats.in_bytes, q->batch_bytes);
 		q->batch_frames = 0;
 		q->batch_bytes = 0;
 	}
@@ -401,7 +401,7 @@ int net_rx_offer(struct net_dev *dev, uint32_t pair, const struct net_frame *con
 	if (!each && why == NET_DROP_NO_BUFFER && starve(q, q->hdr_len + frames[0]->len))
 		each = reserve(q, q->hdr_len + frames[0]->len, (uint32_t)n, &why);
 	if (!each) {
-		net_count(&q->stats.dropped[why], why == NET_DROP_TOO_SMALL);
+		ring_count(&q->stats.dropped[why], why == NET_DROP_TOO_SMALL);
 		return 0;
 	}
 	room = each == 1 ? q->nr - q->at : (q->nr - q->at) / each;
@@ -479,8 +479,8 @@ static void publish(struct net_rxq *q, uint32_t bytes, const struct net_hdr *hdr
 		left -= written;
 	}
 	push_filled(q);
-	net_count(&q->stats.in_frames, 1);
-	net_count(&q->stats.in_bytes, bytes);
+	ring_count(&q->stats.in_frames, 1);
+	ring_count(&q->stats.in_bytes, bytes);
 }
 
 int net_rx_read(struct net_dev *dev, uint32_t pair, uint32_t max,
@@ -522,11 +522,11 @@ int net_rx_read(struct net_dev *dev, uint32_t pair, uint32_t max,
 		room += q->chains[q->at + n]->in_bytes;
 	/* a file may say what it had, not what it gave */
 	if ((uint64_t)got - NET_HDR_V1 + q->hdr_len > room && got > NET_HDR_V1) {	
-		net_count(&q->stats.dropped[NET_DROP_TOO_SMALL], 1);
+		ring_count(&q->stats.dropped[NET_DROP_TOO_SMALL], 1);
 		return (int)got;
 	}
 	if (got < NET_HDR_V1 + NET_ETH) {
-		net_count(&q->stats.dropped[NET_DROP_RUNT], 1);
+		ring_count(&q->stats.dropped[NET_DROP_RUNT], 1);
 		return (int)got;
 	}
 	if (direct) {
@@ -606,20 +606,15 @@ const struct ring_source_ops net_rx_ops = {
 
 struct ring_source *net_rxq_new(struct net_dev *dev, struct ring_vq *vq, uint32_t pair)
 {
-	struct net_rxq *q = aligned_alloc(64, (sizeof(*q) + 63) / 64 * 64);
+	struct net_rxq *q = ring_source_new(sizeof(*q), &net_rx_ops, vq);
 
 	if (!q)
 		return NULL;
-	memset(q, 0, sizeof(*q));
 	q->fin = net_finish_new();
 	if (!q->fin) {
 		free(q);
 		return NULL;
 	}
-	q->source.ops = &net_rx_ops;
-	q->source.vq = vq;
-	q->source.kick_fd = -1;
-	q->source.news_fd = -1;
 	q->dev = dev;
 	q->pair = pair;
 	q->enabled = true;

@@ -17,6 +17,7 @@
 
 #include "devices/net/csrc/slirp.h"
 #include "devices/net/csrc/slirp_pieces.h"
+#include "ring/csrc/stats.h"
 
 #if !SLIRP_CHECK_VERSION(4, 7, 0)
 #error "libslirp 4.7 or newer is needed"
@@ -72,19 +73,6 @@ struct net_slirp {
 	struct net_slirp_stats stats;	/* written by the thread */
 };
 
-static void count(uint64_t *stat, uint64_t n)
-{
-	__atomic_store_n(stat, *stat + n, __ATOMIC_RELAXED);
-}
-
-static int64_t now_ns(void)
-{
-	struct timespec ts;
-
-	clock_gettime(CLOCK_MONOTONIC, &ts);
-	return (int64_t)ts.tv_sec * 1000000000 + ts.tv_nsec;
-}
-
 /* --- what libslirp calls ---------------------------------------------------------------------------------------- */
 
 static ssize_t send_packet(const void *buf, size_t len, void *opaque)
@@ -92,10 +80,10 @@ static ssize_t send_packet(const void *buf, size_t len, void *opaque)
 	struct net_slirp *s = opaque;
 
 	if (send(s->config.fd, buf, len, MSG_DONTWAIT | MSG_NOSIGNAL) < 0) {
-		count(&s->stats.dropped, 1);
+		ring_count(&s->stats.dropped, 1);
 	} else {
-		count(&s->stats.out_frames, 1);
-		count(&s->stats.out_bytes, len);
+		ring_count(&s->stats.out_frames, 1);
+		ring_count(&s->stats.out_bytes, len);
 	}
 	return (ssize_t)len;	/* an error here would be printed for every frame */
 }
@@ -105,13 +93,13 @@ static void guest_error(const char *msg, void *opaque)
 	struct net_slirp *s = opaque;
 
 	(void)msg;	/* of the guest's making, hence countless */
-	count(&s->stats.bad, 1);
+	ring_count(&s->stats.bad, 1);
 }
 
 static int64_t clock_get_ns(void *opaque)
 {
 	(void)opaque;
-	return now_ns();
+	return (int64_t)ring_now_ns();
 }
 
 static void *timer_new(SlirpTimerId id, void *cb_opaque, void *opaque)
@@ -220,7 +208,7 @@ static int get_revents(int idx, void *opaque)
 /* Milliseconds until the next timer, at most @limit. */
 static uint32_t until_timer(const struct net_slirp *s, uint32_t limit)
 {
-	int64_t now_ms = now_ns() / 1000000;
+	int64_t now_ms = (int64_t)ring_now_ns() / 1000000;
 	const struct timer *t;
 
 	for (t = s->timers; t; t = t->next) {
@@ -236,7 +224,7 @@ static uint32_t until_timer(const struct net_slirp *s, uint32_t limit)
 
 static void run_timers(struct net_slirp *s)
 {
-	int64_t now_ms = now_ns() / 1000000;
+	int64_t now_ms = (int64_t)ring_now_ns() / 1000000;
 	struct timer *t, *next;
 
 	for (t = s->timers; t; t = next) {
@@ -254,11 +242,11 @@ static void take_frame(struct net_slirp *s, const uint8_t *frame, uint32_t len)
 {
 	bool bad;
 
-	count(&s->stats.in_frames, 1);
-	count(&s->stats.in_bytes, len);
+	ring_count(&s->stats.in_frames, 1);
+	ring_count(&s->stats.in_bytes, len);
 	frame = slirp_pieces_take(s->pieces, frame, &len, &bad);
 	if (bad)
-		count(&s->stats.bad, 1);
+		ring_count(&s->stats.bad, 1);
 	if (frame)
 		slirp_input(s->slirp, frame, (int)len);
 }
@@ -324,7 +312,7 @@ static void turn(struct net_slirp *s)
 	timeout = until_timer(s, timeout);
 	__atomic_store_n(&s->stats.sockets, s->nr_polls - POLL_FIXED, __ATOMIC_RELAXED);
 	rc = poll(s->polls, s->nr_polls, timeout > INT32_MAX ? -1 : (int)timeout);
-	count(&s->stats.wakeups, 1);
+	ring_count(&s->stats.wakeups, 1);
 	if (rc > 0 && s->polls[0].revents && read(s->wake_fd, &woken, sizeof(woken)) < 0)
 		rc = 0;		/* nobody else reads it: cannot be */
 	slirp_pollfds_poll(s->slirp, rc < 0, get_revents, s);
@@ -595,12 +583,7 @@ int net_slirp_connections(struct net_slirp *s, char *text, uint32_t len)
 
 void net_slirp_stats(const struct net_slirp *s, struct net_slirp_stats *out)
 {
-	const uint64_t *from = (const uint64_t *)&s->stats;
-	uint64_t *to = (uint64_t *)out;
-	size_t i;
-
-	for (i = 0; i < sizeof(*out) / sizeof(*to); i++)
-		to[i] = __atomic_load_n(&from[i], __ATOMIC_RELAXED);
+	ring_stats_copy(out, &s->stats, sizeof(*out));
 }
 
 const char *net_slirp_version(void)

@@ -90,7 +90,7 @@ static inline uint64_t load_mac(const uint8_t *p)
 
 static inline void dropped(struct sw_port *p, uint32_t why)
 {
-	net_count(&p->port.stats.dropped[why], 1);
+	ring_count(&p->port.stats.dropped[why], 1);
 }
 
 static bool carries(const struct sw_port *p, uint32_t vlan)
@@ -114,12 +114,8 @@ static void look_at_clock(struct net_switch *sw)
 
 static uint64_t now_ns(struct net_switch *sw)
 {
-	struct timespec ts;
-
-	if (!sw->now_ns) {
-		clock_gettime(CLOCK_MONOTONIC, &ts);
-		sw->now_ns = (uint64_t)ts.tv_sec * 1000000000u + (uint64_t)ts.tv_nsec;
-	}
+	if (!sw->now_ns)
+		sw->now_ns = ring_now_ns();
 	return sw->now_ns;
 }
 
@@ -196,12 +192,12 @@ static __attribute__((noinline)) bool learn(struct sw_port *p, uint64_t mac, uin
 		if (e->tick != fdb->now)
 			e->tick = fdb->now;
 	} else if (fdb->count[p->number] >= p->learn_max) {
-		net_count(&sw->refused, 1);
+		ring_count(&sw->refused, 1);
 		return true;
 	} else if (e) {
 		fdb_move(fdb, e, p->number);
 	} else if (!fdb_put(fdb, key, p->number)) {
-		net_count(&sw->refused, 1);
+		ring_count(&sw->refused, 1);
 		return true;
 	}
 	p->src_key = key;
@@ -219,7 +215,7 @@ static struct sw_port *flood(struct sw_port *p, const struct net_frame *f)
 		}
 		charge(p, &p->in_floods, frames_in(f));
 	}
-	net_count(&p->sw->floods, 1);
+	ring_count(&p->sw->floods, 1);
 	return flood_to(p->sw);
 }
 
@@ -338,8 +334,8 @@ static void hand_over(struct sw_port *d, const struct net_frame *const *frames, 
 	if (net_unlikely(d->port.capture != NULL))
 		for (i = 0; i < n; i++)
 			net_capture_frame(d->port.capture, frames[i], false);
-	net_count(&d->port.stats.out_frames, (uint64_t)n);
-	net_count(&d->port.stats.out_bytes, bytes_of(frames, n));
+	ring_count(&d->port.stats.out_frames, (uint64_t)n);
+	ring_count(&d->port.stats.out_bytes, bytes_of(frames, n));
 	d->port.peer->ops->send(d->port.peer, frames, n);
 }
 
@@ -381,9 +377,9 @@ static void deliver_by_rules(struct sw_port *d, const struct net_frame *const *f
 static inline void deliver(struct sw_port *d, const struct net_frame *const *frames, const uint32_t *what, int n)
 {
 	if (net_unlikely(net_is_down(&d->port)))
-		net_count(&d->port.stats.dropped[NET_DROP_DOWN], (uint64_t)n);
+		ring_count(&d->port.stats.dropped[NET_DROP_DOWN], (uint64_t)n);
 	else if (net_unlikely(!d->port.peer))
-		net_count(&d->port.stats.dropped[NET_DROP_NO_PEER], (uint64_t)n);
+		ring_count(&d->port.stats.dropped[NET_DROP_NO_PEER], (uint64_t)n);
 	else if (net_unlikely(d->rules_out))
 		deliver_by_rules(d, frames, what, n);
 	else
@@ -476,14 +472,14 @@ static void switch_send(struct net_port *port, const struct net_frame *const *fr
 	int i;
 
 	if (net_unlikely(net_is_down(port) || sw->depth == DEPTH)) {
-		net_count(&port->stats.dropped[sw->depth == DEPTH ? NET_DROP_ERROR : NET_DROP_DOWN], (uint64_t)n);
+		ring_count(&port->stats.dropped[sw->depth == DEPTH ? NET_DROP_ERROR : NET_DROP_DOWN], (uint64_t)n);
 		return;
 	}
 	if (net_unlikely(port->capture != NULL))
 		for (i = 0; i < n; i++)
 			net_capture_frame(port->capture, frames[i], true);
-	net_count(&port->stats.in_frames, (uint64_t)n);
-	net_count(&port->stats.in_bytes, bytes_of(frames, n));
+	ring_count(&port->stats.in_frames, (uint64_t)n);
+	ring_count(&port->stats.in_bytes, bytes_of(frames, n));
 	if (!sw->depth++)
 		look_at_clock(sw);
 	b.frames = frames;

@@ -122,17 +122,17 @@ static void pass_on(struct net_txq *q, int n, uint64_t bytes)
 	struct net_port *port = &q->dev->port;
 
 	if (net_unlikely(net_is_down(port) || !q->enabled)) {
-		net_count(&q->stats.dropped[NET_DROP_DOWN], (uint64_t)n);
+		ring_count(&q->stats.dropped[NET_DROP_DOWN], (uint64_t)n);
 		return;
 	}
 	if (net_unlikely(!port->peer)) {
-		net_count(&q->stats.dropped[NET_DROP_NO_PEER], (uint64_t)n);
+		ring_count(&q->stats.dropped[NET_DROP_NO_PEER], (uint64_t)n);
 		return;
 	}
 	if (net_unlikely(port->capture != NULL))
 		capture(q, n);
-	net_count(&q->stats.out_frames, (uint64_t)n);
-	net_count(&q->stats.out_bytes, bytes);
+	ring_count(&q->stats.out_frames, (uint64_t)n);
+	ring_count(&q->stats.out_bytes, bytes);
 	port->peer->ops->send(port->peer, q->list, n);
 }
 
@@ -175,7 +175,7 @@ static int tx_poll(struct ring_source *source, int budget)
 			fetch_frame(chains[i + NET_AHEAD]);
 
 		if (net_unlikely(!net_frame_of_chain(q->dev, chains[i], f, &why))) {
-			net_count(&q->stats.dropped[why], 1);
+			ring_count(&q->stats.dropped[why], 1);
 			continue;
 		}
 		f->pair = (uint16_t)q->pair;
@@ -210,15 +210,10 @@ const struct ring_source_ops net_tx_ops = {
 
 struct ring_source *net_txq_new(struct net_dev *dev, struct ring_vq *vq, uint32_t pair)
 {
-	struct net_txq *q = aligned_alloc(64, (sizeof(*q) + 63) / 64 * 64);
+	struct net_txq *q = ring_source_new(sizeof(*q), &net_tx_ops, vq);
 
 	if (!q)
 		return NULL;
-	memset(q, 0, sizeof(*q));
-	q->source.ops = &net_tx_ops;
-	q->source.vq = vq;
-	q->source.kick_fd = -1;
-	q->source.news_fd = -1;
 	q->dev = dev;
 	q->pair = pair;
 	q->enabled = true;
