@@ -427,6 +427,18 @@ class Gpu(Device):
             rc = lib.gpu_read(self._ptr, scanout, raw, ffi.from_buffer(to), rect.width * 4, cursor)
         return bool(rc == 0)
 
+    def shot(self, scanout: int, rect: Rect) -> Any:
+        """The ``struct gpu_shot`` that updates a rectangle on QEMU's display; freed by `lib.gpu_shot_free`.
+
+        Returns:
+            None where the scanout does not show it any more, or lies in memory that the guest does not have.
+        """
+        self._check(scanout)
+        raw = ffi.new("struct gpu_rect *", (rect.x, rect.y, rect.width, rect.height))
+        with self._parked():
+            shot = lib.gpu_shot_new(self._ptr, scanout, raw)
+        return None if shot == ffi.NULL else shot
+
     def cursor_image(self, scanout: int = 0) -> bytes:
         """The cursor's picture: 64 rows of 64 pixels: blue, green, red, alpha."""
         self._check(scanout)

@@ -5,13 +5,14 @@ Three tasks on one socket: one reads replies and sees its end; one asks for the 
 sends pixels, as a viewer like any other. What QEMU does not read yet piles up as damage, one rectangle for each
 scanout, so that a slow reader costs nobody anything but sees less often, and then the newest.
 
-This is Python: the event loop parks the worker for the time of a copy and sends from there. In C, a thread of its own
-would read the damage without parking and send it by writev() from the image itself, without our copy: that pays
-for many large frames a second, where the copy and the loop's other work are what limits them.
+Pixels are sent in C, from the image itself: what fits at once by the event loop, what does not by a thread of its own.
+The worker is parked for the moment that it takes to see what is damaged and to hold on to the image. QEMU draws its
+screen some thirty times a second: it gets sixty pictures at most, and no more than it reads.
 """
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import socket
@@ -24,6 +25,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import trio
 
+from devices.gpu._gpu import lib
 from devices.gpu.edid import edid_of
 from devices.gpu.picture import Mode, Monitor
 from devices.gpu.view import Cursor, Rect, View
@@ -40,6 +42,11 @@ _SIDE_MAX: Final = 16384
 _CURSOR_SIDE: Final = 64
 #: bytes of pixels in one message, at most
 _BAND: Final = 16 << 20
+#: bytes of pixels that may be sent without a thread
+_SOON: Final = 64 << 10
+#: seconds from one look at what has changed to the next; and at most so many for what takes longer to send
+_FRAME: Final = 1 / 60
+_FRAME_MAX: Final = 0.04
 #: seconds that a guest waits for QEMU to tell the modes; then it gets those that are known
 PATIENCE: Final = 1.0
 
@@ -53,8 +60,6 @@ _SCANOUT: Final = struct.Struct("=3I")
 _POSITION: Final = struct.Struct("=3I")
 #: the same, hot spot's x and y, pixels
 _SHAPE: Final = struct.Struct(f"=5I{_CURSOR_SIDE * _CURSOR_SIDE * 4}s")
-#: header; scanout, x, y, width, height: the pixels follow
-_UPDATE: Final = struct.Struct("=3I5I")
 #: x, y, width, height, enabled, flags
 _MODE: Final = struct.Struct("=6I")
 _DISPLAY_INFO: Final = struct.Struct(f"=24x{16 * _MODE.size}s")
@@ -109,10 +114,13 @@ class QemuDisplay:
         self._running = self._closed = self._given_up = False
         self._features = _Feature(0)
         self._sending = trio.Lock()
+        self._one = trio.CapacityLimiter(1)
         self._expected: tuple[int, int] | None = None
         self._tell_reply, self._replies = trio.open_memory_channel[bytes](1)
         #: written by the device when a guest asks for its modes
         self.asked: Final = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        #: written when the thread that sends is to end
+        self._stop: Final = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
 
     def close(self) -> None:
         """End it, whatever it is at; the socket is closed, now or when `run` has ended."""
@@ -121,6 +129,7 @@ class QemuDisplay:
             self._closed = True
             self._stream.socket.close()
             os.close(self.asked)
+            os.close(self._stop)
 
     async def run(self) -> None:
         """Serve it until QEMU closes it, or `close` is called."""
@@ -130,6 +139,7 @@ class QemuDisplay:
         try:
             with self._scope:
                 async with self._gpu.changes() as view, trio.open_nursery() as nursery:
+                    nursery.start_soon(self._stop_when_cancelled)
                     nursery.start_soon(self._until_it_ends, self._read)
                     negotiated = trio.Event()
                     nursery.start_soon(self._until_it_ends, self._keep_modes, negotiated)
@@ -150,9 +160,15 @@ class QemuDisplay:
             _LOG.warning("QEMU's display is let go: %s", exc)
         self._scope.cancel()
 
+    async def _stop_when_cancelled(self) -> None:
+        try:
+            await trio.sleep_forever()
+        finally:
+            os.eventfd_write(self._stop, 1)
+
     # Messages
 
-    async def _send(self, message: bytes | memoryview) -> None:
+    async def _send(self, message: bytes) -> None:
         async with self._sending:
             await self._stream.send_all(message)
 
@@ -251,6 +267,7 @@ class QemuDisplay:
         sizes = [(0, 0)] * self._gpu.scanouts
         cursors: list[Cursor | None] = [None] * self._gpu.scanouts
         while True:
+            began = trio.current_time()
             for number in range(self._gpu.scanouts):
                 look = view.look(number)
                 if (look.width, look.height) != sizes[number]:
@@ -260,22 +277,30 @@ class QemuDisplay:
                     await self._update(number, look.damage)
                 await self._move(number, look.cursor, cursors[number])
                 cursors[number] = look.cursor
+            now = trio.current_time()
+            await trio.sleep_until(max(began + _FRAME, min(now + (now - began), began + _FRAME_MAX)))
             await anext(view)
 
     async def _update(self, scanout: int, damage: Rect) -> None:
         rows = max(1, _BAND // (damage.width * 4))
-        message = bytearray(_UPDATE.size + min(rows, damage.height) * damage.width * 4)
         for y in range(0, damage.height, rows):
             band = Rect(damage.x, damage.y + y, damage.width, min(rows, damage.height - y))
-            size = band.width * band.height * 4
-            _UPDATE.pack_into(
-                message, 0, GpuRequest.UPDATE, 0, _UPDATE.size - _HEADER.size + size,
-                scanout, band.x, band.y, band.width, band.height,
-            )  # fmt: skip
-            with memoryview(message) as whole:
-                if not self._gpu.read(scanout, band, whole[_UPDATE.size :]):
+            async with self._sending:
+                shot = self._gpu.shot(scanout, band)
+                if shot is None:
                     return  # it shows something else by now: that is a change, and comes next
-                await self._send(whole[: _UPDATE.size + size])
+                try:
+                    await self._send_shot(shot, band.width * band.height * 4)
+                finally:
+                    lib.gpu_shot_free(shot)
+
+    async def _send_shot(self, shot: Any, size: int) -> None:
+        fd = self._stream.socket.fileno()
+        rc = lib.gpu_shot_send(shot, fd, -1) if size <= _SOON else -errno.EAGAIN
+        if rc == -errno.EAGAIN:
+            rc = await trio.to_thread.run_sync(lib.gpu_shot_send, shot, fd, self._stop, limiter=self._one)
+        if rc == -errno.EPIPE:
+            raise trio.BrokenResourceError
 
     async def _move(self, scanout: int, cursor: Cursor, before: Cursor | None) -> None:
         at = scanout, cursor.x, cursor.y

@@ -111,11 +111,13 @@ class Qemu:
                 screen.hot, screen.shape = struct.unpack_from("<2I", data, 12), data[20:]
                 assert len(screen.shape) == _SHAPE
 
-    def update(self, number: int, rect: Rect, data: bytes) -> None:
+    def update(self, number: int, rect: Rect, data: bytes | bytearray) -> None:
         screen = self.screens[number]
         assert rect.x + rect.width <= screen.width
         assert rect.y + rect.height <= screen.height
         assert len(data) == rect.width * rect.height * 4
+        data = bytearray(data)
+        data[3::4] = b"\xff" * (rect.width * rect.height)  # QEMU does not look at it
         for y in range(rect.height):
             at = ((rect.y + y) * screen.width + rect.x) * 4
             screen.pixels[at : at + rect.width * 4] = data[y * rect.width * 4 :][: rect.width * 4]
@@ -291,6 +293,40 @@ async def test_a_reader_that_sleeps_blocks_nobody() -> None:
             await qemu.until(lambda: bytes(qemu.screens[0].pixels) == gpu.picture().pixels)
             assert len(qemu.updates) < 10, "what came meanwhile is one"
             nursery.cancel_scope.cancel()
+
+
+async def sleepy(guest: Guest, colour: int) -> Qemu:
+    """A QEMU that has answered and then reads no more, while a picture is on its way."""
+    qemu = await hand_over(guest)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(qemu.run)
+        await qemu.until(lambda: GpuRequest.GET_DISPLAY_INFO in qemu.seen)
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.cancel_scope.cancel()
+    await guest.paint(0, 1, 1024, 1024, bytes([colour, 1, 1, 255]) * (1024 * 1024))
+    await trio.testing.wait_all_tasks_blocked(0.1)  # the socket is full
+    return qemu
+
+
+async def test_what_is_sent_is_taken_away_meanwhile() -> None:
+    """A guest that destroys what it is being shown: all of it still comes, then what is shown now."""
+    async with display(Gpu()) as guest:
+        qemu = await sleepy(guest, 9)
+        async with qemu.stream, trio.open_nursery() as nursery:
+            await guest.unref(1)
+            await guest.paint(0, 2, 32, 32, bytes(32 * 32 * 4))
+            nursery.start_soon(qemu.run)
+            await qemu.until(lambda: qemu.updates and qemu.updates[-1] == (0, Rect(0, 0, 32, 32)))
+            assert qemu.updates[0] == (0, Rect(0, 0, 1024, 1024))
+            nursery.cancel_scope.cancel()
+
+
+async def test_the_device_goes_while_the_display_is_stuck() -> None:
+    """The thread that sends ends, too: otherwise this never does."""
+    with trio.fail_after(20):
+        async with display(Gpu()) as guest:
+            qemu = await sleepy(guest, 8)
+        await qemu.stream.aclose()
 
 
 async def test_a_qemu_that_does_not_answer(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:

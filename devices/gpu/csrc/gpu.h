@@ -19,6 +19,7 @@ enum {
 };
 
 struct gpu;
+struct gpu_shot;
 
 struct gpu_limits {
 	uint32_t resources;		/* most of a guest's */
@@ -81,6 +82,12 @@ void gpu_take_damage(struct gpu *gpu, uint32_t scanout);
  * With @cursor it is drawn in. 0, -EINVAL; -EFAULT: pages of it are not there.
  */
 int gpu_read(struct gpu *gpu, uint32_t scanout, const struct gpu_rect *rect, uint8_t *to, uint64_t stride, int cursor);
+/*
+ * A message for QEMU's display that updates @rect, which lies in the picture. It holds on to the image, so that what is
+ * drawn meanwhile may be in it; where the image is not as QEMU wants it, or is the guest's memory, it has a copy.
+ * NULL: @rect is not in the picture, its pages are not there, no memory.
+ */
+struct gpu_shot *gpu_shot_new(struct gpu *gpu, uint32_t scanout, const struct gpu_rect *rect);
 /* The cursor's picture, GPU_CURSOR_SIDE squared: blue, green, red, alpha. */
 void gpu_read_cursor(const struct gpu *gpu, uint32_t scanout, uint8_t *to);
 /*
@@ -97,6 +104,12 @@ void gpu_answer(struct gpu *gpu);
 void gpu_set_watcher(struct gpu *gpu, int fd);
 void gpu_watch(struct gpu *gpu);
 void gpu_stats(const struct gpu *gpu, struct gpu_stats *out);
+/*
+ * Send it, or what is left of it, to @fd, a stream socket. When that is full: wait until it is not, or until @stop (an
+ * eventfd) is readable. 0, -ECANCELED; -EAGAIN: it is full, and @stop is -1; -EPIPE.
+ */
+int gpu_shot_send(struct gpu_shot *shot, int fd, int stop);
+void gpu_shot_free(struct gpu_shot *shot);
 /* cffi:end */
 
 #endif

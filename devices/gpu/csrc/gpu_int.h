@@ -156,8 +156,15 @@ void gpu_backing_drop(struct gpu *gpu, struct gpu_resource *res);
 /* Copy [@from, @from + @len) of its pages. False: some of them are not there. */
 bool gpu_backing_copy(struct gpu *gpu, const struct gpu_resource *res, uint64_t from, uint8_t *to, uint64_t len);
 
+/* Images of resources: zeroes, freed when nobody holds them any more; any thread. NULL: no memory. */
+uint8_t *gpu_image_new(uint64_t bytes);
+uint8_t *gpu_image_hold(uint8_t *image);
+void gpu_image_drop(uint8_t *image);
+
 /* scanout.c */
 bool gpu_format_known(uint32_t format);
+/* Its pixels are blue, green, red and something. */
+bool gpu_format_plain(uint32_t format);
 void gpu_scanout_off(struct gpu *gpu, uint32_t scanout);
 void gpu_scanout_show(struct gpu *gpu, uint32_t scanout, struct gpu_resource *res, const struct virtio_gpu_rect *rect);
 void gpu_flushed(struct gpu *gpu, struct gpu_resource *res, const struct virtio_gpu_rect *rect);

@@ -7,7 +7,32 @@
 #include "devices/gpu/csrc/gpu_int.h"
 #include "ring/csrc/mem.h"
 
-enum { ENTRIES = 64 };		/* of a list of pages, read at once */
+enum {
+	ENTRIES = 64,		/* of a list of pages, read at once */
+	IMAGE_AT = 64,		/* of an image, behind the count of those who hold it */
+};
+
+uint8_t *gpu_image_new(uint64_t bytes)
+{
+	uint8_t *all = calloc(1, bytes + IMAGE_AT);
+
+	if (!all)
+		return NULL;
+	*(_Atomic uint32_t *)(void *)all = 1;
+	return all + IMAGE_AT;
+}
+
+uint8_t *gpu_image_hold(uint8_t *image)
+{
+	atomic_fetch_add((_Atomic uint32_t *)(void *)(image - IMAGE_AT), 1);
+	return image;
+}
+
+void gpu_image_drop(uint8_t *image)
+{
+	if (image && atomic_fetch_sub((_Atomic uint32_t *)(void *)(image - IMAGE_AT), 1) == 1)
+		free(image - IMAGE_AT);
+}
 
 static struct gpu_resource **bucket_of(struct gpu *gpu, uint32_t id)
 {
@@ -63,7 +88,7 @@ uint32_t gpu_resource_make(struct gpu *gpu, uint32_t id, uint64_t image, struct 
 		return VIRTIO_GPU_RESP_ERR_OUT_OF_MEMORY;
 	}
 	if (image) {
-		res->image = calloc(1, image);
+		res->image = gpu_image_new(image);
 		if (!res->image) {
 			refund(gpu, res, res->cost);
 			free(res);
@@ -93,7 +118,7 @@ void gpu_resource_drop(struct gpu *gpu, struct gpu_resource *res)
 	gpu_backing_drop(gpu, res);
 	refund(gpu, res, res->cost);
 	count_resources(gpu, gpu->nr_resources - 1);
-	free(res->image);
+	gpu_image_drop(res->image);
 	free(res);
 }
 

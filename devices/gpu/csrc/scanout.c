@@ -33,6 +33,11 @@ bool gpu_format_known(uint32_t format)
 	return order_of(format) != NULL;
 }
 
+bool gpu_format_plain(uint32_t format)
+{
+	return format == VIRTIO_GPU_FORMAT_B8G8R8A8_UNORM || format == VIRTIO_GPU_FORMAT_B8G8R8X8_UNORM;
+}
+
 /* --- what is shown ---------------------------------------------------------------------------------------------- */
 
 /* Somebody who waits is told, once. */
