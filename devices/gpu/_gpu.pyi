@@ -68,18 +68,18 @@ class _Lib:
         """void(*)(struct gpu *)"""
     def gpu_set_asked(self, _0: CData, _1: int, /) -> None:
         """void(*)(struct gpu *, int)"""
-    def gpu_shot_free(self, _0: CData, /) -> None:
-        """void(*)(struct gpu_shot *)"""
-    def gpu_shot_new(self, _0: CData, _1: int, _2: CData, /) -> CData:
-        """struct gpu_shot *(*)(struct gpu *, uint32_t, struct gpu_rect *)"""
-    def gpu_shot_send(self, _0: CData, _1: int, _2: int, /) -> int:
-        """int(*)(struct gpu_shot *, int, int)"""
     def gpu_set_features(self, _0: CData, _1: int, /) -> None:
         """void(*)(struct gpu *, uint64_t)"""
     def gpu_set_mode(self, _0: CData, _1: int, _2: CData, /) -> None:
         """void(*)(struct gpu *, uint32_t, struct gpu_mode *)"""
     def gpu_set_watcher(self, _0: CData, _1: int, /) -> None:
         """void(*)(struct gpu *, int)"""
+    def gpu_shot_free(self, _0: CData, /) -> None:
+        """void(*)(struct gpu_shot *)"""
+    def gpu_shot_new(self, _0: CData, _1: int, _2: CData, /) -> CData:
+        """struct gpu_shot *(*)(struct gpu *, uint32_t, struct gpu_rect *)"""
+    def gpu_shot_send(self, _0: CData, _1: int, _2: int, /) -> int:
+        """int(*)(struct gpu_shot *, int, int)"""
     def gpu_stats(self, _0: CData, _1: CData, /) -> None:
         """void(*)(struct gpu *, struct gpu_stats *)"""
     def gpu_take_damage(self, _0: CData, _1: int, /) -> None:
