@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from bench import fs_peers, net_peers
+from bench import fs_peers, gpu_suite, net_peers
 from bench.cost import MANY
 from bench.peers import SPDK, STORAGE_DAEMON, ours_name
 from bench.rounds import Cell, spread
@@ -57,6 +57,7 @@ NET = (net_peers.ours_name(), net_peers.ours_name(packed=True))
 NET_ASLEEP = (net_peers.ours_name(polling=False), net_peers.ours_name(packed=True, polling=False))
 FS = (fs_peers.ours_name(), fs_peers.ours_name(packed=True))
 FS_ASLEEP = (fs_peers.ours_name(polling=False), fs_peers.ours_name(packed=True, polling=False))
+GPU = (gpu_suite.ours_name(), gpu_suite.ours_name(packed=True))
 NEAR_NATIVE = 0.85
 
 BARS = (
@@ -99,6 +100,8 @@ BARS = (
     ),
     Bar("fs-big", FS, fs_peers.NATIVE, 0.95, "polling"),
     *(Bar("fs-sleep", FS_ASLEEP, fs_peers.RUST, 1.5, label=op) for op in ("getattr", "read")),
+    Bar("gpu-display", GPU, gpu_suite.CONTRIB, 1.5, figure=gpu_suite.FIGURE),
+    Bar("gpu-alone", GPU, gpu_suite.MEMCPY, 0.8, figure=gpu_suite.FIGURE, label="all"),
     Bar("python", ("examples/echo.py",), "", 200_000),
 )
 
@@ -153,4 +156,5 @@ FIGURES = {
     "per_cpu_second": "req/CPU s",
     "packets_per_second": "packets/s",
     "entries_per_second": "entries/s",
+    "frames_per_second": "frames/s",
 }

@@ -21,6 +21,8 @@ COLUMNS = (
     ("entries_per_second", "k entries/s", "{:,.0f}", 1e3),
     ("packets_per_second", "Mpps", "{:,.2f}", 1e6),
     ("bits_per_second", "Gbit/s", "{:,.1f}", 1e9),
+    ("frames_per_second", "frames/s", "{:,.0f}", 1),
+    ("updates_per_second", "shown/s", "{:,.0f}", 1),
     ("latency.p50_us", "p50 µs", "{:,.2f}", 1),
     ("busy_us", "p50/depth", "{:,.2f}", 1),
     ("backend_cpu_us", "CPU µs", "{:.3f}", 1),

@@ -1,0 +1,136 @@
+"""Sections gpu-*: a guest's frames through our display and QEMU's contrib vhost-user-gpu, beside memcpy()."""
+
+from __future__ import annotations
+
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import click
+import trio
+
+from bench.contend import Backend, Figures, compiled
+from bench.peers import ALWAYS_US, Peer, Program, vhost_program
+from bench.plan import Plan
+from bench.rounds import Cell
+from bench.stage import Live, Stage
+from devices.gpu.load import Result, Workload, measure
+from vhost.errors import VhostError
+
+CONTRIB_PROGRAM = Path("/usr/lib/qemu/vhost-user-gpu")
+CONTRIB = "contrib vhost-user-gpu"
+WHERE = "install the Debian package qemu-system-gui"
+MEMCPY = "memcpy"
+FIGURE = "frames_per_second"
+DEPTHS = (1, 8)
+RECTS: tuple[tuple[int, int] | tuple[()], ...] = ((), (256, 256), (16, 16))
+SECTIONS = {
+    "gpu-display": "transfer and flush of 1920x1080, QEMU's display attached and read by the front-end",
+    "gpu-alone": "transfer and flush of 1920x1080, nobody looks",
+}
+
+
+def ours_name(*, packed: bool = False) -> str:
+    """What tables call ours."""
+    return f"vhost gpu, {'packed' if packed else 'split'}"
+
+
+def ours(*, packed: bool = False) -> Peer:
+    """`vhost gpu`."""
+    command = (vhost_program(), "gpu", "--socket-path", "{folder}/s", "--log-level", "warning")
+    # so that its processor is all its own: it sleeps otherwise, and wakes late on a virtual machine
+    return Peer(ours_name(packed=packed), Program((*command, "--poll-us", str(ALWAYS_US)), spins=True), packed=packed)
+
+
+def contrib() -> Peer:
+    """QEMU's. It ends with its first connection."""
+    return Peer(CONTRIB, Program((str(CONTRIB_PROGRAM), "--socket-path", "{folder}/s"), once=True))
+
+
+@dataclass(frozen=True)
+class GpuBackend(Backend):
+    """A display, driven by our load generator."""
+
+    def _own(self, workload: Any, stage: Stage) -> Any:
+        return replace(workload, packed=self.peer.packed, cpus=(stage.places.front,))
+
+    def _once(self, stage: Stage, live: Live, workload: Any, *, together: bool) -> Figures:
+        if self.peer.program.once:
+            again = stage.awake(self.peer, together=together)
+            assert again is not None
+            live = again
+        try:
+            result = trio.run(measure, stage.sockets(self.peer)[0], workload)
+        except (VhostError, ValueError) as error:
+            raise click.ClickException(f"{self.name}: {error}\n{live.words}") from error
+        if result.errors:
+            words = f"{result.errors} commands went wrong; the first: {result.first_error}"
+            raise click.ClickException(f"{self.name}: {words}")
+        found = replace(result, histogram=[]).as_dict()
+        del found["histogram"]
+        return {**found, "share": self._gpu_share(result)}
+
+    def _gpu_share(self, result: Result) -> float:
+        front = result.frontend_cpu_us * result.frames / result.seconds / 1e4
+        back = result.backend_cpu_percent or 0
+        return min(100.0, front, back if self.peer.program.spins else 100.0)
+
+
+@dataclass(frozen=True)
+class Copies:
+    """memcpy() of as many bytes as a frame has, from one picture to another, on the back-end's processor."""
+
+    name: str = MEMCPY
+
+    def run(self, stage: Stage, workload: Any, *, together: bool) -> Figures:
+        stage.awake(None)
+        cpu = stage.places.front if together else stage.places.back
+        with tempfile.TemporaryDirectory(prefix="vhb-") as folder:
+            program = compiled("memcpy", Path(folder))
+            numbers = (workload.bytes, workload.frame_bytes, 1, int(workload.runtime * 1e9), cpu)
+            done = subprocess.run([program, *map(str, numbers)], capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise click.ClickException(f"bench/memcpy.c failed: {done.stderr.strip()}")
+        pieces, nanoseconds = map(int, done.stdout.split())
+        rate = pieces / nanoseconds * 1e9
+        return {
+            "workload": asdict(workload),
+            "seconds": nanoseconds / 1e9,
+            FIGURE: rate,
+            "bytes_per_second": rate * workload.frame_bytes,
+        }
+
+
+def label(workload: Workload) -> str:
+    """As tables have it."""
+    area = "x".join(map(str, workload.rect)) if workload.rect else "all"
+    return f"{area}, {workload.depth}"
+
+
+def _cells(plan: Plan, section: str) -> list[Cell]:
+    display = section == "gpu-display"
+    mine: list[Any] = [GpuBackend(ours(packed=packed)) for packed in (False, True)]
+    if display and CONTRIB_PROGRAM.exists():
+        mine.append(GpuBackend(contrib()))
+    cells = []
+    for rect in RECTS:
+        for depth in plan.depths if len(plan.depths) < 3 else DEPTHS:
+            workload = Workload(rect=rect, depth=depth, display=display, runtime=plan.runtime, warmup=plan.warmup)
+            those = mine if rect else [*mine, Copies()]
+            base = mine[-1].name if display else MEMCPY if not rect else ""
+            # a Cell is made for disks; what it looks at, displays have too
+            cell = Cell(section, label(workload), workload, list(those), base, figure=FIGURE, device="gpu")  # type: ignore[arg-type]
+            cells += plan.chosen([cell])
+    return cells
+
+
+@contextmanager
+def opened(section: str, _stage: Stage, plan: Plan) -> Iterator[tuple[str, list[Cell]]]:
+    """Title and cells."""
+    if not CONTRIB_PROGRAM.exists():
+        plan.say(f"not compared: {CONTRIB} ({WHERE})")
+    yield SECTIONS[section], _cells(plan, section)
