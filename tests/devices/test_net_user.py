@@ -254,6 +254,49 @@ async def test_a_large_segment_is_taken_whole() -> None:
         nursery.cancel_scope.cancel()
 
 
+@pytest.mark.parametrize("whole", [True, False])
+async def test_segments_to_the_guest_are_joined(whole: bool) -> None:
+    """What the host sends comes in large frames to who takes them, in ordinary ones to who does not."""
+    data = os.urandom(40000)  # libslirp's window is larger, so nothing has to be acknowledged in between
+
+    async def give(stream: trio.SocketStream) -> None:
+        await stream.send_all(data)
+        await stream.receive_some(1)
+
+    features = BASE | NetFeature.MRG_RXBUF | NetFeature.GUEST_CSUM
+    if whole:
+        features |= NetFeature.GUEST_TSO4
+    async with trio.open_nursery() as nursery:
+        [listener] = await trio.open_tcp_listeners(0, host="127.0.0.1")
+        port = listener.socket.getsockname()[1]
+        nursery.start_soon(trio.serve_listeners, give, [listener])
+        async with plugged(User(), int(features)) as node:
+            stream = Stream(node, await node.resolve(GATEWAY), GATEWAY, port, 40001)
+            await stream.connect()
+            got, sizes = b"", []
+            while len(got) < len(data):
+                p = await node.wait(lambda p: p.protocol == TCP and p.dport == 40001 and bool(p.data))
+                assert p.seq == stream.ack
+                sizes.append(len(p.data))
+                got += p.data
+                stream.ack += len(p.data)
+                if p.header.gso_type:
+                    assert p.header.gso_type == TCPV4
+                    assert 1000 < p.header.gso_size <= 1460 < len(p.data)
+                    assert (p.header.flags, p.header.hdr_len) == (NEEDS_CSUM, 54)
+                    assert (p.header.csum_start, p.header.csum_offset) == (34, 16)
+                    # the sum of the pseudo header stands where the checksum goes
+                    partial = ~checksum(pseudo(GATEWAY, GUEST, TCP, len(p.payload))) & 0xFFFF
+                    assert struct.unpack_from("!H", p.payload, 16)[0] == partial
+                    assert checksum(p.frame[14:34]) == 0
+                elif not p.header.flags & NEEDS_CSUM:
+                    assert p.good()
+                stream.send(ACK)
+            assert got == data
+            assert max(sizes) > 1460 if whole else max(sizes) <= 1460
+        nursery.cancel_scope.cancel()
+
+
 async def test_udp_to_the_host() -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server:
         server.bind(("127.0.0.1", 0))

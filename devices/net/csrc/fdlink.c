@@ -47,6 +47,7 @@ struct fd_port {
 	struct net_port port;	/* must be first */
 	uint32_t nr;
 	uint32_t header;
+	uint32_t gives;
 	uint32_t max_frame;
 	bool whole_tcp;
 	struct fd_queue *queues[NET_PAIRS_MAX];
@@ -574,6 +575,7 @@ struct net_port *net_fdlink_new(const struct net_fdlink_config *config)
 	p->port.ops = &fd_port_ops;
 	p->port.takes = config->takes;
 	p->header = config->header;
+	p->gives = config->gives;
 	p->whole_tcp = config->whole_tcp != 0;
 	net_fdlink_set_max_frame(&p->port, config->max_frame);
 	for (p->nr = 0; p->nr < config->queues; p->nr++) {
@@ -597,7 +599,9 @@ struct ring_source *net_fdlink_start(struct net_port *port, uint32_t queue, int 
 	if (port->ops != &fd_port_ops || queue >= p->nr)
 		return NULL;
 	q = p->queues[queue];
-	if (p->header) {
+	if (p->header && q->socket) {
+		q->gives = p->gives;
+	} else if (p->header) {
 		gives = offload ? net_tap_set_offload(q->fd, peer ? peer->takes : 0) : 0;
 		/* not a tap that can be told: it may give anything */
 		q->gives = gives >= 0 ? (uint32_t)gives : p->port.takes;

@@ -24,8 +24,9 @@ enum {
 
 struct net_fdlink_config {
 	uint32_t queues;	/* 1 to NET_PAIRS_MAX */
-	uint32_t header;	/* NET_FD_HEADER: a tap; 0: sockets of packets without header */
+	uint32_t header;	/* NET_FD_HEADER: in front of each frame, as a tap's; 0: none */
 	uint32_t takes;		/* NET_TAKES_* */
+	uint32_t gives;		/* NET_TAKES_*: what frames from sockets with headers may need */
 	uint32_t whole_tcp;	/* 1: large TCP segments are taken uncut, with their checksum filled in */
 	uint32_t max_frame;	/* bytes of the largest frame that is read, unless it may be given uncut; 0: any */
 	int32_t fds[16];	/* non-blocking; not owned, and open until net_port_free() */

@@ -16,6 +16,7 @@
 #include <unistd.h>
 
 #include "devices/net/csrc/slirp.h"
+#include "devices/net/csrc/slirp_merge.h"
 #include "devices/net/csrc/slirp_pieces.h"
 #include "ring/csrc/stats.h"
 
@@ -26,7 +27,7 @@
 enum {
 	RECV_BATCH = 16,		/* frames taken from the guest by one system call */
 	RECV_ROUNDS = 8,		/* of these, before sockets and timers have their turn */
-	FRAME_MAX = 65535 + 14 + 8,
+	FRAME_MAX = SLIRP_HEADER + 65535 + 14 + 8,
 	POLL_FIXED = 2,			/* @polls begins with the wake fd and the packet socket */
 	POLLS_MIN = 64,
 	GUEST_MTU_MIN = 1280,		/* what IPv6 needs */
@@ -62,6 +63,7 @@ struct net_slirp {
 	uint32_t max_polls;
 	uint8_t *frames;	/* RECV_BATCH of FRAME_MAX bytes */
 	struct slirp_pieces *pieces;
+	struct slirp_merge *merge;
 	bool gone;		/* the other end of the packet socket was closed */
 
 	/* under @lock */
@@ -75,16 +77,25 @@ struct net_slirp {
 
 /* --- what libslirp calls ---------------------------------------------------------------------------------------- */
 
+static void pass_on(void *opaque, struct iovec *iov, int nr, uint32_t segments)
+{
+	struct msghdr msg = { .msg_iov = iov, .msg_iovlen = (size_t)nr };
+	struct net_slirp *s = opaque;
+	ssize_t n = sendmsg(s->config.fd, &msg, MSG_DONTWAIT | MSG_NOSIGNAL);
+
+	if (n < 0) {
+		ring_count(&s->stats.dropped, segments);
+	} else {
+		ring_count(&s->stats.out_frames, 1);
+		ring_count(&s->stats.out_bytes, (uint64_t)n - SLIRP_HEADER);
+	}
+}
+
 static ssize_t send_packet(const void *buf, size_t len, void *opaque)
 {
 	struct net_slirp *s = opaque;
 
-	if (send(s->config.fd, buf, len, MSG_DONTWAIT | MSG_NOSIGNAL) < 0) {
-		ring_count(&s->stats.dropped, 1);
-	} else {
-		ring_count(&s->stats.out_frames, 1);
-		ring_count(&s->stats.out_bytes, len);
-	}
+	slirp_merge_frame(s->merge, buf, len);
 	return (ssize_t)len;	/* an error here would be printed for every frame */
 }
 
@@ -271,7 +282,10 @@ static void take_frames(struct net_slirp *s)
 				s->gone = true;	/* end of file; no frame is empty */
 				return;
 			}
-			take_frame(s, iovs[i].iov_base, msgs[i].msg_len);
+			/* nothing stands in their headers: all that is to be done was done */
+			if (msgs[i].msg_len > SLIRP_HEADER)
+				take_frame(s, s->frames + (size_t)i * FRAME_MAX + SLIRP_HEADER,
+					   msgs[i].msg_len - SLIRP_HEADER);
 		}
 		if (n < RECV_BATCH)
 			return;
@@ -319,6 +333,7 @@ static void turn(struct net_slirp *s)
 	run_timers(s);
 	if (rc > 0 && s->polls[1].revents)
 		take_frames(s);
+	slirp_merge_flush(s->merge);
 }
 
 static void *thread_main(void *arg)
@@ -399,6 +414,7 @@ static void free_all(struct net_slirp *s)
 	free(s->polls);
 	free(s->frames);
 	slirp_pieces_free(s->pieces);
+	slirp_merge_free(s->merge);
 	free(s);
 }
 
@@ -411,7 +427,8 @@ static int set_up(struct net_slirp *s)
 	s->polls = calloc(s->max_polls, sizeof(*s->polls));
 	s->frames = malloc((size_t)RECV_BATCH * FRAME_MAX);
 	s->pieces = slirp_pieces_new();
-	if (!s->polls || !s->frames || !s->pieces)
+	s->merge = slirp_merge_new(pass_on, s);
+	if (!s->polls || !s->frames || !s->pieces || !s->merge)
 		return ENOMEM;
 	s->slirp = make_slirp(s);
 	/* what the configuration points to is the caller's; libslirp made copies */

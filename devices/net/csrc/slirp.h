@@ -5,7 +5,8 @@
  * Theory of operation
  *   libslirp is an IP stack in one thread: frames go in, what the guest wants from the world is done with ordinary
  *   sockets of this process, and frames come out. The thread waits for those sockets, for libslirp's timers and for its
- *   end of a SOCK_SEQPACKET pair, one frame per packet without any header. Nobody ever waits for the thread on the data
+ *   end of a SOCK_SEQPACKET pair, one frame per packet, behind a virtio header as a tap's. Segments of a stream that it
+ *   sends one after the other are joined (slirp_merge.h); what comes from the guest was finished before. Nobody ever waits for the thread on the data
  *   path: where the pair is full a frame is dropped, and TCP sends it again.
  *
  *   libslirp is touched by its thread alone. What others want of it (forwards, a look at connections) is posted as a

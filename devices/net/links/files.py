@@ -24,6 +24,7 @@ class FileLink(NetLink):
         fds: of 1 to 16 queues; owned by the link from now on, also if this raises.
         header: each frame has a virtio header in front, as a tap's.
         takes: ``NET_TAKES_*``: frames taken unfinished.
+        gives: ``NET_TAKES_*``: what frames from sockets with headers may need.
         offload: frames may be given unfinished to who takes them so.
         whole_tcp: large TCP segments are taken uncut, with their checksum filled in.
         max_frame: of frames that come from there, bytes; 0: any.
@@ -35,6 +36,7 @@ class FileLink(NetLink):
         *,
         header: bool,
         takes: int = 0,
+        gives: int = 0,
         offload: bool = False,
         whole_tcp: bool = False,
         max_frame: int = 0,
@@ -51,7 +53,8 @@ class FileLink(NetLink):
             config = ffi.new("struct net_fdlink_config *")
             config.queues = len(self._fds)
             config.header = lib.NET_FD_HEADER if header else 0
-            config.takes, config.whole_tcp, config.max_frame = takes, whole_tcp, max_frame
+            config.takes, config.gives = takes, gives
+            config.whole_tcp, config.max_frame = whole_tcp, max_frame
             for i, fd in enumerate(self._fds):
                 config.fds[i] = fd
             port = lib.net_fdlink_new(config)

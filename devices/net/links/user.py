@@ -13,6 +13,7 @@ from typing import Any, Final
 
 import trio
 
+from devices.net._net import lib as net
 from devices.net.links.base import LinkError
 from devices.net.links.files import FileLink
 from devices.net.links.forwards import Forward, GuestForward
@@ -33,6 +34,8 @@ _PIPE_BYTES: Final = 4 << 20
 _SO_SNDBUFFORCE: Final = 32  # asm-generic/socket.h; Python has no name for it
 _MTU: Final = range(1280, 65522)
 _TEXT: Final = 65536
+#: segments of a stream come joined
+_GIVES: Final[int] = net.NET_TAKES_CSUM | net.NET_TAKES_TSO4 | net.NET_TAKES_TSO6
 _PATH_MAX: Final = 107  # sun_path less its end
 
 
@@ -198,7 +201,8 @@ class User(FileLink):
         ours, theirs = _packet_pair()
         self._socket = theirs
         try:
-            super().__init__([ours.detach()], header=False, whole_tcp=True, max_frame=self.config.mtu + 18)
+            frame = self.config.mtu + 18
+            super().__init__([ours.detach()], header=True, gives=_GIVES, whole_tcp=True, max_frame=frame)
             raw.fd = theirs.fileno()
             error = ffi.new("int *")
             nat = lib.net_slirp_start(raw, error)
