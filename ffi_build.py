@@ -109,7 +109,7 @@ NET_CDEF = ("net.h", "switch.h", "fdlink.h", "capture.h")
 
 #: the file system's core; what is in the folder besides is the passthrough and the load generator
 FS_CORE = ("decode.c", "queue.c", "pool.c", "init.c", "server.c", "python.c")
-FS_CDEF = ("python.h", "pass.h", "state.h", "keep.h", "sandbox.h")
+FS_CDEF = ("python.h", "pass.h", "state.h", "keep.h", "window.h", "sandbox.h")
 
 #: library -> what is made of it
 SANDBOX_OPTIONAL = {"libseccomp": "sandbox_seccomp", "libcap-ng": "sandbox_caps"}

@@ -257,6 +257,11 @@ class Connection(Link):
         self._config_due = False
 
     @property
+    def protocol_features(self) -> ProtocolFeature:
+        """See Link."""
+        return self.session.protocol_features
+
+    @property
     def ending(self) -> bool:
         """See Link."""
         return self._stopping.is_set() or trio.current_effective_deadline() == -math.inf

@@ -91,6 +91,11 @@ class Link:
         """It ends because this side does: the guest may go on with the next process."""
         return False
 
+    @property
+    def protocol_features(self) -> ProtocolFeature:
+        """What was negotiated."""
+        return ProtocolFeature(0)
+
     async def pause(self) -> None:
         """Take no new requests from any queue of this connection, nor of rings that start later."""
 

@@ -28,6 +28,8 @@ class _Lib:
     PASS_RANGE_FORBID: Final[int]
     PASS_RANGE_MAP: Final[int]
     PASS_RANGE_SQUASH: Final[int]
+    PASS_WINDOW_CUTS: Final[int]
+    PASS_WINDOW_UNIT: Final[int]
     PASS_XATTR_ALL: Final[int]
     PASS_XATTR_BAD: Final[int]
     PASS_XATTR_CLIENT: Final[int]
@@ -165,6 +167,16 @@ class _Lib:
         """int(*)(struct fs_server *, struct pass_state *)"""
     def pass_try_handles(self, _0: int, /) -> int:
         """int(*)(int)"""
+    def pass_window_close(self, _0: CData, /) -> None:
+        """void(*)(struct fs_server *)"""
+    def pass_window_done(self, _0: CData, _1: CData, _2: int, /) -> None:
+        """void(*)(struct fs_server *, struct pass_errand *, int)"""
+    def pass_window_epoch(self, _0: CData, /) -> int:
+        """uint64_t(*)(struct fs_server *)"""
+    def pass_window_next(self, _0: CData, /) -> CData:
+        """struct pass_errand *(*)(struct fs_server *)"""
+    def pass_window_open(self, _0: CData, _1: int, /) -> int:
+        """int(*)(struct fs_server *, uint64_t)"""
 
 ffi: _FFI
 lib: _Lib

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import trio
+
 import ring
 from devices.fs._fs import ffi, lib
 from devices.fs.config import InitFlag, check_tag, pack_config
@@ -12,6 +14,7 @@ from devices.fs.filesystem import Filesystem
 from devices.fs.server import NativeServer, Server
 from devices.fs.serving import PythonServer
 from devices.fs.stats import FsStats
+from devices.fs.window import Window
 from vhost import Device, Metric
 from vhost.constants import ProtocolFeature
 from vhost.device import Link
@@ -80,6 +83,9 @@ class Fs(Device):
         self._ending = False
         self._ran = False
         self._confinement: Confinement | None = None
+        self._window: Window | None = None
+        if isinstance(self.server, NativeServer) and (size := self.server.shmem_sizes.get(0)):
+            self._window = Window(self.server.ptr, size, lambda: next(iter(self.links), None))
 
     # What it is
 
@@ -112,6 +118,11 @@ class Fs(Device):
             offer &= ~ProtocolFeature.PAGEFAULT
         return offer if self.server.migratable else offer & ~ProtocolFeature.DEVICE_STATE
 
+    @property
+    def shmem_sizes(self) -> Mapping[int, int]:
+        """As `vhost.Device.shmem_sizes`: the window for files that the guest maps."""
+        return self.server.shmem_sizes
+
     def config(self) -> bytes:
         """The configuration space: tag and number of request queues."""
         return pack_config(self.tag, self.request_queues)
@@ -123,6 +134,8 @@ class Fs(Device):
         assert isinstance(self.server, NativeServer)
         self.server.queue_starts()
         self._ran = True
+        if self._window is not None:
+            self._window.queue_starts()
         ptr = lib.fs_queue_new(self.server.ptr, queue.ptr, queue.size, queue.index == _HIPRIO)
         if ptr == ffi.NULL:
             raise MemoryError(f"no memory or no thread for a queue of {queue.size} requests")
@@ -143,7 +156,10 @@ class Fs(Device):
 
     async def background(self) -> None:
         """As `vhost.Device.background`."""
-        await self.server.background()
+        async with trio.open_nursery() as nursery:
+            if self._window is not None:
+                nursery.start_soon(self._window.run)
+            await self.server.background()
 
     def attach(self, link: Link) -> None:
         """As `vhost.Device.attach`."""
@@ -231,6 +247,7 @@ class Fs(Device):
             "tag": self.tag,
             "request_queues": self.request_queues,
             "quiesced": self.quiesced,
+            **({} if self._window is None else {"dax_mapped": self._window.mapped}),
             **self.server.info(),
         }
 

@@ -15,14 +15,25 @@ from devices.fs import migration as moving
 from devices.fs._fs import ffi, lib
 from devices.fs.idmap import IdTranslation
 from devices.fs.server import NativeServer
+from devices.fs.window import UNIT
 from devices.fs.xattrmap import XattrRule
 from vhost import Metric, VhostError
 
-__all__ = ["Cache", "Handles", "Migration", "Passthrough", "PassthroughError", "PassthroughStats", "raise_nofile"]
+__all__ = [
+    "Cache",
+    "Dax",
+    "Handles",
+    "Migration",
+    "Passthrough",
+    "PassthroughError",
+    "PassthroughStats",
+    "raise_nofile",
+]
 
 Cache = Literal["never", "metadata", "auto", "always"]
 Handles = Literal["never", "prefer", "always"]
 Migration = Literal["find-paths", "file-handles"]
+Dax = Literal["never", "inode", "always"]
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +46,8 @@ _POLICIES: dict[str, tuple[float, int, int]] = {
     "auto": (1.0, 0, 0),
     "always": (_DAY, _FOPEN_KEEP_CACHE, _FOPEN_KEEP_CACHE | _FOPEN_CACHE_DIR),
 }
+#: which files are mapped, by size
+_DAX_FROM = {"never": 0, "inode": 1 << 20, "always": 0}
 _MIGRATIONS = ("find-paths", "file-handles")
 _HANDLES = {"never": 0, "prefer": 1, "always": 2}
 #: descriptors left to the rest of the process
@@ -125,6 +138,9 @@ class Passthrough(NativeServer):
         migration: how a guest's files are found where it moves to: "find-paths": by their names; "file-handles": by
             handles of the file system as well, which finds what is deleted but open. Whoever makes up a state can then
             reach any file of that file system: only where front-ends are trusted.
+        dax: files that guests map in a window of shared memory, where the front-end has one: "never"; "inode": those of
+            1 MiB and more; "always": all. Host and guest then look at the same pages.
+        dax_window: bytes of that window, a multiple of 2 MiB.
         state_file: holds what the guest knows, has open and has locked, for the process after this one; best on a
             tmpfs. Files that have no handle survive a clean end only.
         threads: most threads for requests that may wait, 1 to 256.
@@ -133,8 +149,6 @@ class Passthrough(NativeServer):
         PassthroughError: the user can mend it.
         ValueError: an argument out of range.
     """
-
-    migratable = True
 
     def __init__(
         self,
@@ -162,6 +176,8 @@ class Passthrough(NativeServer):
         uids: IdTranslation | None = None,
         gids: IdTranslation | None = None,
         migration: Migration = "find-paths",
+        dax: Dax = "never",
+        dax_window: int = 1 << 30,
         state_file: str | os.PathLike[str] | None = None,
         threads: int | None = None,
     ) -> None:
@@ -190,6 +206,14 @@ class Passthrough(NativeServer):
         for what, translation in (("uid", uids), ("gid", gids)):
             _put_ranges(opt, what, translation or IdTranslation(), keep)
         self.migration = _one_of("migration", migration, _MIGRATIONS)
+        opt.dax = _one_of("dax", dax, _DAX_FROM) != "never"
+        opt.dax_from = _DAX_FROM[dax]
+        if not 0 < dax_window <= 1 << 40 or dax_window % UNIT:
+            raise ValueError(f"dax_window is {dax_window} bytes; give a multiple of 2 MiB, up to 1 TiB")
+        if opt.dax and state_file is not None:
+            raise ValueError("with dax the guest maps files by this process: a state file cannot bring them back")
+        self.shmem_sizes = {0: dax_window} if opt.dax else {}
+        self.migratable = not opt.dax
         self._moving = False
         self.handles_note: str | None = None
         self.keeps = state_file is not None

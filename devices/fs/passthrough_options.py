@@ -44,6 +44,9 @@ OPTIONS = (
     Option("migration-mode", "choice", "how its files are found where it moves to; handles also find deleted ones, but "
            "whoever makes up a state reaches all files of the file system", "find-paths",
            choices=("find-paths", "file-handles")),
+    Option("dax", "choice", "files that the guest maps in shared memory, where the front-end can: none, those of 1 MiB "
+           "and more, all", "never", choices=("never", "inode", "always")),
+    Option("dax-window-mib", "int", "how much of them at once, MiB; an even number", 1024, minimum=2, maximum=1 << 20),
     Option("state-file", "path", "holds what the guest has open, so that its mount survives a restart of this process "
            "where the front-end connects again; best on a tmpfs, such as /run", metavar="PATH"),
     Option("thread-pool-size", "int", "most threads for requests that wait", 64, minimum=1, maximum=256),
@@ -101,6 +104,8 @@ def open_passthrough(values: Mapping[str, Any]) -> Passthrough:
             uids=parse_translation(values["translate_uid"] or ()),
             gids=parse_translation(values["translate_gid"] or ()),
             migration=values["migration_mode"],
+            dax=values["dax"],
+            dax_window=values["dax_window_mib"] << 20,
             state_file=values["state_file"],
             threads=values["thread_pool_size"],
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NewType
 
 from _cffi_backend import FFI
@@ -83,6 +84,9 @@ class Server:
     async def load_state(self, state: bytes) -> None:
         """Take over `state` (untrusted bytes). Raises: ValueError: not acceptable, in words."""
         raise NotImplementedError
+
+    #: windows of shared memory: id -> bytes
+    shmem_sizes: Mapping[int, int] = MappingProxyType({})
 
     #: the guest may go on with the next process: `keep` works
     keeps: bool = False

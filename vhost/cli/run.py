@@ -64,6 +64,7 @@ def _options(connection: Mapping[str, Any]) -> Options:
     return Options(
         iommu=connection["iommu"],
         inband_notifications=connection["inband"],
+        shmem=True,  # devices that have some were asked to
         without=0 if connection["packed"] == "on" else int(VirtioFeature.RING_PACKED),
     )
 

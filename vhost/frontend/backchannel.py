@@ -34,6 +34,7 @@ class BackChannel:
         iommu: what misses are answered from.
         objects: shared objects the back-end announced, and those of others it may look up (uuid -> fd or None).
         shmem: mappings in shared memory regions, (shmid, shm_offset) -> message.
+        shmem_fds: likewise what is mapped.
         notifiers: host notifiers by queue.
         error: why it ended, if it ended badly.
     """
@@ -54,6 +55,7 @@ class BackChannel:
         self.iommu: list[Mapping] = []
         self.objects: dict[bytes, OwnedFd | None] = {}
         self.shmem: dict[tuple[int, int], ShmemMap] = {}
+        self.shmem_fds: dict[tuple[int, int], OwnedFd] = {}
         self.notifiers: dict[int, HostNotifier] = {}
         self.error: VhostError | None = None
 
@@ -110,11 +112,13 @@ class BackChannel:
                 ):
                     return 1
                 self.shmem[new.shmid, new.shm_offset] = new
+                self.shmem_fds[new.shmid, new.shm_offset] = message.fds.pop()
             case BackendRequest.SHMEM_UNMAP, ShmemMap() as old:
                 have = self.shmem.get((old.shmid, old.shm_offset))
                 if have is None or have.length != old.length:
                     return 1
                 del self.shmem[old.shmid, old.shm_offset]
+                self.shmem_fds.pop((old.shmid, old.shm_offset)).close()
             case BackendRequest.IOTLB_MSG | BackendRequest.VRING_ERR | BackendRequest.SHARED_OBJECT_LOOKUP, _:
                 pass
             case _:
@@ -135,9 +139,12 @@ class BackChannel:
                 return
 
     def close(self) -> None:
-        """Close the channel and the objects' descriptors; a second call does nothing."""
+        """Close the channel and descriptors of what it got; a second call does nothing."""
         self._channel.close()
         for fd in self.objects.values():
             if fd is not None:
                 fd.close()
         self.objects.clear()
+        for fd in self.shmem_fds.values():
+            fd.close()
+        self.shmem_fds.clear()

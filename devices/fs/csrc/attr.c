@@ -41,6 +41,8 @@ void pass_attr(const struct pass *fs, const struct statx *stx, struct fuse_attr 
 	attr->rdev = encode_dev(stx->stx_rdev_major, stx->stx_rdev_minor);
 	attr->blksize = stx->stx_blksize;
 	attr->flags = 0;
+	if (fs_unlikely(fs->server.flags & FUSE_HAS_INODE_DAX) && S_ISREG(stx->stx_mode) && stx->stx_size >= fs->opt.dax_from)
+		attr->flags = FUSE_ATTR_DAX;
 }
 
 /* The open file @fh if it is one of @inode: a reference, or NULL. */

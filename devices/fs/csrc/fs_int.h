@@ -44,7 +44,7 @@ enum {
 
 	/* what handle() returns besides bytes of the reply and -errno */
 	FS_SLOW = -10001,		/* may wait: call it again on a thread of the pool */
-	FS_PENDING = -10002,		/* fs_req_done() follows, on the worker's thread */
+	FS_PENDING = -10002,		/* fs_req_done() follows, on the worker's thread; from a pool's thread: its task is posted */
 	FS_NONE = -10003,		/* there is no reply to it */
 	FS_AGAIN = -10004,		/* call it again at req->again_ns (a lock that somebody else holds) */
 };
@@ -72,6 +72,7 @@ struct fs_server_ops {
 struct fs_server {
 	const struct fs_server_ops *ops;
 	uint64_t can;			/* FUSE INIT flags that it implements, of FS_CAN (init.c) */
+	uint64_t cannot;		/* of them, what this front-end rules out */
 	uint32_t map_align;		/* log2 of what SETUPMAPPING's offsets are multiples of, with FUSE_MAP_ALIGNMENT */
 	/* what INIT settled; changes only while nothing else is in flight */
 	uint32_t minor;			/* negotiated; 0: no INIT yet */

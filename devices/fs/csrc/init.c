@@ -76,7 +76,7 @@ int fs_init(struct fs_server *server, struct fs_req *req)
 		return -EPROTO;
 	if (in->flags & FUSE_INIT_EXT)
 		offered |= (uint64_t)in->flags2 << 32;
-	flags = agree(offered & fs_flags(server));
+	flags = agree(offered & fs_flags(server) & ~server->cannot);
 	pages = flags & FUSE_MAX_PAGES ? FS_WRITE_MAX / PAGE : 32;
 
 	out->minor = in->minor < FS_FUSE_MINOR ? in->minor : FS_FUSE_MINOR;

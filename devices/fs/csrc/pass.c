@@ -56,6 +56,8 @@ static const struct {
 	[FUSE_RENAME2] = {pass_rename2, OP_CHANGES},
 	[FUSE_LSEEK] = {pass_lseek, 0},
 	[FUSE_COPY_FILE_RANGE] = {pass_copy_file_range, OP_CHANGES},
+	[FUSE_SETUPMAPPING] = {pass_setupmapping, 0},
+	[FUSE_REMOVEMAPPING] = {pass_removemapping, OP_NO_INODE},
 	[FUSE_SYNCFS] = {pass_syncfs, 0},
 	[FUSE_TMPFILE] = {pass_tmpfile, OP_CHANGES},
 	[FUSE_STATX] = {pass_statx_op, 0},
@@ -92,6 +94,7 @@ static void reset(struct fs_server *server)
 
 	pass_files_reset(fs);
 	pass_inodes_reset(fs);
+	pass_window_reset(fs);
 }
 
 static void options_free(struct pass_options *opt)
@@ -166,6 +169,8 @@ static uint64_t what_we_can(const struct pass_options *opt)
 		can |= FUSE_FLOCK_LOCKS;
 	if (opt->posix_acl)
 		can |= FUSE_POSIX_ACL;
+	if (opt->dax)
+		can |= FUSE_MAP_ALIGNMENT | FUSE_HAS_INODE_DAX;
 	if (opt->security_label)
 		can |= FUSE_SECURITY_CTX;
 	return can;
@@ -178,6 +183,7 @@ static void pass_free(struct fs_server *server)
 	pass_files_free(fs);
 	pass_inodes_free(fs);
 	pass_keep_free(fs);
+	pass_window_free(fs);
 	pass_mounts_free(fs);
 	pass_fds_free(fs);
 	free(fs->mounts);
@@ -207,6 +213,7 @@ struct fs_server *pass_new(const struct pass_options *options, int *error)
 		free(fs);
 		return NULL;
 	}
+	fs->server.map_align = PASS_WINDOW_SHIFT;
 	pthread_mutex_init(&fs->mount_lock, NULL);
 	pthread_mutex_init(&fs->fds.lock, NULL);
 	pass_cred_init(fs);
@@ -216,6 +223,8 @@ struct fs_server *pass_new(const struct pass_options *options, int *error)
 	fs->root_fd = fcntl(options->root_fd, F_DUPFD_CLOEXEC, 0);
 	fs->proc_fd = fcntl(options->proc_fd, F_DUPFD_CLOEXEC, 0);
 	err = fs->root_fd < 0 || fs->proc_fd < 0 ? -errno : pass_fds_init(fs);
+	if (err == 0 && options->dax)
+		err = pass_window_init(fs);
 	if (err == 0 && options->keep)
 		err = pass_keep_open(fs);
 	if (err == 0)

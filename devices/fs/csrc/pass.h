@@ -59,8 +59,10 @@ struct pass_options {
 	uint64_t entry_ns;	/* how long guests trust a name */
 	uint64_t attr_ns;	/* likewise attributes */
 	uint64_t negative_ns;	/* likewise that a name is not there; 0: not at all */
+	uint64_t dax_from;	/* bytes: files of this size and more are mapped in the guest, with @dax */
 	uint32_t file_flags;	/* FOPEN_* of open files */
 	uint32_t dir_flags;	/* FOPEN_* of open folders */
+	bool dax;		/* window.h */
 	bool keep;
 	bool read_only;
 	bool readdirplus;

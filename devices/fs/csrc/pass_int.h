@@ -40,6 +40,7 @@ enum {
 	PASS_MOUNTS = 4096,		/* places of the table of mounts, a power of two */
 	PASS_DIR_BYTES = 32768,		/* of getdents64 at once */
 	PASS_OWN_GROUPS = 64,		/* most supplementary groups of this process */
+	PASS_WINDOW_SHIFT = 21,		/* log2 of PASS_WINDOW_UNIT */
 	PASS_OVERFLOW_ID = 65534,	/* who the guest must not see */
 };
 
@@ -48,6 +49,7 @@ enum {
 struct pass_locks;			/* lock.c: those of an inode */
 struct lock_owner;
 struct pass_keep;
+struct pass_window;
 
 /* pass_table.kind */
 enum {
@@ -163,6 +165,7 @@ struct pass {
 	uint32_t nr_mounts;		/* mount_lock */
 	_Atomic uint64_t stale;
 	_Atomic uint64_t nr_locks;	/* lock.c */
+	struct pass_window *window;	/* window.c; NULL: no DAX */
 	struct pass_keep *keep;		/* keep.c; NULL: nothing outlives this process */
 	struct pass_table notes;	/* likewise: locks that are held */
 };
@@ -365,6 +368,13 @@ uint32_t pass_open_answer(const struct pass *fs, int flags);
 /* The inode goes: let go of the locks (inode->locks), nobody uses it. */
 void pass_locks_free(struct pass *fs, struct pass_inode *inode);
 
+/* --- window.c -------------------------------------------------------------------------------------------------- */
+
+int pass_window_init(struct pass *fs);
+void pass_window_free(struct pass *fs);
+/* The guest has mounted anew, or is gone: nothing is mapped any more. */
+void pass_window_reset(struct pass *fs);
+
 /* --- keep.c ---------------------------------------------------------------------------------------------------- */
 
 /* Before the tables are used: they are to lie in the file of opt.keep_fd. 0, -errno. pass_keep_free() in any case. */
@@ -432,6 +442,8 @@ pass_op pass_open, pass_read, pass_write, pass_release, pass_flush, pass_fsync;
 pass_op pass_fallocate, pass_copy_file_range, pass_lseek, pass_statfs, pass_syncfs, pass_ioctl, pass_poll;
 /* lock.c */
 pass_op pass_getlk, pass_setlk, pass_setlkw;
+/* window.c */
+pass_op pass_setupmapping, pass_removemapping;
 /* xattr.c */
 pass_op pass_setxattr, pass_getxattr, pass_listxattr, pass_removexattr;
 

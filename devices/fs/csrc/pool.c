@@ -113,8 +113,13 @@ static void work(struct fs_pool *pool, struct fs_req *req)
 {
 	struct ring_worker *worker = req->q->source.worker;
 
+	int result;
+
 	atomic_fetch_sub_explicit(&pool->queued, 1, memory_order_relaxed);
-	req->result = fs_cancelled(req) ? -EINTR : req->server->ops->handle(req->server, req, true);
+	result = fs_cancelled(req) ? -EINTR : req->server->ops->handle(req->server, req, true);
+	if (result == FS_PENDING)
+		return;		/* it may be answered already: whoever has it posts its task */
+	req->result = result;
 	/* the slot may be in use again before this returns */
 	ring_worker_head(worker)->api->post(worker, &req->task);
 }

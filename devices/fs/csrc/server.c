@@ -11,6 +11,7 @@ int fs_server_init(struct fs_server *server, const struct fs_server_ops *ops, ui
 {
 	server->ops = ops;
 	server->can = can;
+	server->cannot = 0;
 	server->minor = 0;
 	server->flags = 0;
 	server->queues = NULL;
