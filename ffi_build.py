@@ -155,6 +155,10 @@ def modules() -> list[str]:
     if (ROOT / "devices/gpu/csrc/gpu.h").exists():
         found.append("ffi_build.py:gpu")
         found.append("ffi_build.py:gpu_load")
+    if pkg_config("libvncserver", "--atleast-version=0.9.13") is not None:
+        found.append("ffi_build.py:gpu_vnc")
+    elif os.environ.get("VHOST_WITH_VNC") == "1":
+        raise SystemExit("VHOST_WITH_VNC=1 but pkg-config finds no libvncserver 0.9.13; install libvncserver-dev")
     if (ROOT / "devices/net/csrc/net.h").exists():
         found.append("ffi_build.py:net")
         if (ROOT / "devices/net/csrc/load.h").exists():
@@ -265,6 +269,12 @@ def gpu_load() -> FFI:
         libraries=[],
         include=ring,
     )
+
+
+def gpu_vnc() -> FFI:
+    """A display's VNC clients; needs libvncserver."""
+    folder = "devices/gpu/vnc/csrc"
+    return extension("devices.gpu._vnc", [f"{folder}/vnc.h"], sources(folder, "vnc.c"), libraries=["vncserver"])
 
 
 def net_load() -> FFI:

@@ -22,6 +22,7 @@ MODULES = (
     "devices.blk._load",
     "devices.blk._nbd",
     "devices.gpu._gpu",
+    "devices.gpu._vnc",
     "devices.gpu._load",
     "devices.net._net",
     "devices.net._load",

@@ -105,6 +105,7 @@ class DeviceConfig:
         values: Its own options (keys with underscores).
         connection: `CONNECTION_OPTIONS`' values.
         fd: Listening or connected socket instead of a path; owned from here on. -1: none.
+        companion_of: Name of the device that it comes with; empty: none.
     """
 
     type: DeviceType
@@ -112,6 +113,7 @@ class DeviceConfig:
     values: dict[str, Any]
     connection: dict[str, Any]
     fd: int = -1
+    companion_of: str = ""
 
 
 @dataclass(slots=True)
@@ -166,7 +168,8 @@ def with_companions(device: DeviceConfig) -> list[DeviceConfig]:
         connection = take(CONNECTION_OPTIONS, {"socket-path": each.socket_path})
         for shared in ("socket_mode", "packed", "iommu", "inband"):
             connection[shared] = device.connection[shared]
-        found.append(DeviceConfig(kind, f"{device.name}-{each.name}", kind.values(each.given), connection))
+        name = f"{device.name}-{each.name}"
+        found.append(DeviceConfig(kind, name, kind.values(each.given), connection, companion_of=device.name))
     return found
 
 

@@ -241,8 +241,11 @@ class Device:
         """
         raise ValueError("the configuration space is read-only")
 
-    def meet(self, others: Mapping[str, Device]) -> None:
-        """Other devices of this process by name, before any is served. Raises: VhostError: one is missing."""
+    def meet(self, others: Mapping[str, Device], companions: Sequence[Device]) -> None:
+        """Other devices of this process by name, before any is served; and which of them are there for this one.
+
+        Raises: VhostError: one is missing.
+        """
 
     # Life-cycle, called by the server in this order
 

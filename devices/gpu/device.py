@@ -17,8 +17,9 @@ from devices.gpu._gpu import ffi, lib
 from devices.gpu.edid import edid_of
 from devices.gpu.picture import Mode, Monitor, Picture, PictureError, parse_mode, save, save_frames
 from devices.gpu.qemu import QemuDisplay
+from devices.gpu.seat import Seat
 from devices.gpu.stats import GpuStats
-from devices.gpu.view import Hub, Rect, View
+from devices.gpu.view import Hub, Rect, View, Viewer
 from vhost import Device, Metric
 from vhost.constants import ProtocolFeature
 from vhost.device import Link
@@ -125,6 +126,8 @@ class Gpu(Device):
         self._hub: Hub | None = None
         self._qemu: QemuDisplay | None = None
         self._plugged = trio.Event()
+        self.seat = Seat(self)
+        self.viewers: list[Viewer] = []
         self._theirs: Sequence[Monitor] | None = None
         self._modes: list[Mode | None] = [*modes, *[None] * (scanouts - len(modes))]
         self._tell_modes()
@@ -213,8 +216,20 @@ class Gpu(Device):
             before.close()
         self._plugged.set()
 
+    def meet(self, others: Mapping[str, Device], companions: Sequence[Device]) -> None:
+        """As `vhost.Device.meet`: what viewers type goes to input devices."""
+        self.seat.meet(others, companions)
+
     async def background(self) -> None:
         """As `vhost.Device.background`."""
+        async with trio.open_nursery() as nursery:
+            if self._3d is not None:
+                nursery.start_soon(self._3d.run)
+            for viewer in self.viewers:
+                nursery.start_soon(viewer.run)
+            nursery.start_soon(self._show_in_qemu)
+
+    async def _show_in_qemu(self) -> None:
         try:
             while True:
                 await self._plugged.wait()
@@ -333,6 +348,22 @@ class Gpu(Device):
     def scanouts(self) -> int:
         """Monitors it can have."""
         return self._scanouts
+
+    def size(self, scanout: int) -> tuple[int, int]:
+        """What a scanout shows, pixels; of its monitor where it shows nothing."""
+        now, mode = self._now(scanout), self.modes[scanout]
+        if now.width:
+            return now.width, now.height
+        return (mode.width, mode.height) if mode is not None else (640, 480)
+
+    def place(self, scanout: int) -> tuple[int, int, int, int]:
+        """Where a scanout lies among the monitors, and how wide and high they are together, pixels."""
+        monitors = list(self._monitors() if self._theirs is None else self._theirs)
+        width, height = self.size(scanout)
+        x, y = (monitors[scanout].x, monitors[scanout].y) if scanout < len(monitors) else (0, 0)
+        boxes = [(m.x + m.mode.width, m.y + m.mode.height) for m in monitors if m.mode is not None]
+        boxes.append((x + width, y + height))
+        return x, y, max(right for right, _ in boxes), max(bottom for _, bottom in boxes)
 
     def _check(self, scanout: int) -> None:
         if not 0 <= scanout < self._scanouts:

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
+from devices.gpu import viewers
 from devices.gpu.device import Gpu, Limits
 from devices.gpu.picture import parse_mode
 from vhost.device import Device
@@ -19,6 +20,7 @@ OPTIONS = (
     Option("no-blobs", "flag", "do not offer resources that stay in the guest's memory", False),
     Option("max-resources", "int", "most resources of the guest", 4096, minimum=1, maximum=1 << 31),
     Option("max-memory", "size", "most host memory for them", 512 << 20, metavar="BYTES"),
+    *viewers.OPTIONS,
 )
 
 
@@ -38,7 +40,8 @@ async def open_gpu(values: Mapping[str, Any]) -> AsyncIterator[Device]:
         )
     except ValueError as exc:
         raise ConfigError(str(exc)) from exc
-    yield gpu
+    async with viewers.open_viewers(gpu, values):
+        yield gpu
 
 
 TYPE = DeviceType(
@@ -48,4 +51,5 @@ TYPE = DeviceType(
     options=OPTIONS,
     open=open_gpu,
     parameter_help="Look at it by: vhost ctl --socket CONTROL gpu.screenshot path=screen.png",
+    companions=viewers.companions,
 )

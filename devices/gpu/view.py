@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import trio
 
@@ -13,7 +13,14 @@ from devices.gpu._gpu import lib
 if TYPE_CHECKING:
     from devices.gpu.device import Gpu
 
-__all__ = ["Cursor", "Hub", "Look", "Rect", "View"]
+__all__ = ["Cursor", "Hub", "Look", "Rect", "View", "Viewer"]
+
+
+class Viewer(Protocol):
+    """Something that shows a display elsewhere, as long as the display is served."""
+
+    async def run(self) -> None:
+        """Show it until cancelled."""
 
 
 @dataclass(frozen=True, slots=True)

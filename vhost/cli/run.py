@@ -92,8 +92,9 @@ async def _serve(config: Config) -> None:
             except OSError as exc:
                 raise VhostError(f"cannot serve metrics on {config.server['metrics']}: {exc.strerror}") from exc
             log.info("metrics on http://%s:%d/metrics", host, bound)
-        for _, device in devices:
-            device.meet({other.name: found for other, found in devices if found is not device})
+        for item, device in devices:
+            others = {other.name: found for other, found in devices if found is not device}
+            device.meet(others, [found for other, found in devices if other.companion_of == item.name])
         for item, device in devices:
             await _start(server, item, device)
         if config.server["control"]:

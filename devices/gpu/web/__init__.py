@@ -1,0 +1,5 @@
+"""Displays on a web page of this machine."""
+
+from devices.gpu.web.server import WebServer
+
+__all__ = ["WebServer"]

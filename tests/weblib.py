@@ -1,0 +1,116 @@
+"""A page's other half without a browser: HTTP requests and a web socket that draws what comes."""
+
+from __future__ import annotations
+
+import json
+import struct
+import zlib
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+from urllib.parse import urlsplit
+
+import trio
+from wsproto import ConnectionType, WSConnection
+from wsproto.events import AcceptConnection, BytesMessage, CloseConnection, RejectConnection, Request, TextMessage
+
+
+class Rejected(Exception):
+    """No socket for us; the status."""
+
+
+async def fetch(url: str, *, method: str = "GET", headers: str = "", host: str | None = None) -> tuple[int, bytes]:
+    """One request: status, all that came."""
+    parts = urlsplit(url)
+    stream = await trio.open_tcp_stream(parts.hostname or "", parts.port or 80)
+    async with stream:
+        await stream.send_all(
+            f"{method} {parts.path} HTTP/1.1\r\nHost: {host or parts.netloc}\r\n{headers}\r\n".encode()
+        )
+        data = b""
+        while more := await stream.receive_some(65536):
+            data += more
+    return int(data.split(b" ", 2)[1]), data
+
+
+class Page:
+    """A web socket, and the picture."""
+
+    def __init__(self, stream: trio.SocketStream, ws: WSConnection) -> None:
+        self.stream = stream
+        self.ws = ws
+        self.width = self.height = 0
+        self.pixels = bytearray()
+        self.cursor: bytes | None = None
+        self.screens: list[dict[str, Any]] = []
+        self.updates: list[tuple[int, int, int, int]] = []
+        self.bytes = 0
+
+    async def send(self, **message: Any) -> None:
+        await self.stream.send_all(self.ws.send(TextMessage(data=json.dumps(message))))
+
+    async def message(self) -> str | bytes | None:
+        """The next one; None: closed."""
+        out: Any = None
+        while True:
+            for event in self.ws.events():
+                if isinstance(event, (TextMessage, BytesMessage)):
+                    out = event.data if out is None else out + event.data
+                    if event.message_finished:
+                        return out
+                elif isinstance(event, CloseConnection):
+                    return None
+            try:
+                data = await self.stream.receive_some(1 << 20)
+            except trio.BrokenResourceError:
+                return None
+            if not data:
+                return None
+            self.bytes += len(data)
+            self.ws.receive_data(data)
+
+    async def step(self, *, drawn: bool = True) -> str:
+        """Take one message, and say that it is drawn; what it was."""
+        message = await self.message()
+        assert message is not None, "closed"
+        if isinstance(message, str):
+            told = json.loads(message)
+            if told["t"] == "screen":
+                self.screens.append(told)
+                self.width, self.height = told["width"], told["height"]
+                self.pixels = bytearray(self.width * self.height * 4)
+            return str(told["t"])
+        kind, x, y, width, height = struct.unpack_from("<B3x4H", message)
+        data = message[12:]
+        if kind == 3:
+            self.cursor = data
+            return "shape"
+        if kind == 2:
+            data = zlib.decompress(data)
+        assert len(data) == width * height * 4
+        for row in range(height):
+            at = ((y + row) * self.width + x) * 4
+            self.pixels[at : at + width * 4] = data[row * width * 4 :][: width * 4]
+        self.updates.append((x, y, width, height))
+        if drawn:
+            await self.send(t="drawn")
+        return "pixels"
+
+
+@asynccontextmanager
+async def page(url: str, *, origin: str | None = None) -> AsyncIterator[Page]:
+    """A socket of the page at `url`."""
+    parts = urlsplit(url)
+    stream = await trio.open_tcp_stream(parts.hostname or "", parts.port or 80)
+    async with stream:
+        ws = WSConnection(ConnectionType.CLIENT)
+        headers = [(b"Origin", (origin or f"http://{parts.netloc}").encode())] if origin != "" else []
+        await stream.send_all(ws.send(Request(host=parts.netloc, target=f"{parts.path}socket", extra_headers=headers)))
+        while True:
+            ws.receive_data(await stream.receive_some(65536) or None)
+            event = next(ws.events(), None)
+            if isinstance(event, (RejectConnection, CloseConnection)):
+                raise Rejected(getattr(event, "status_code", 0))
+            if isinstance(event, AcceptConnection):
+                break
+        yield Page(stream, ws)
