@@ -148,19 +148,27 @@ def vhost_fs(*args: str, folder: bool = True) -> Iterator[Backend]:
             yield backend
 
 
+@contextmanager
+def vhost_gpu(*args: str) -> Iterator[Backend]:
+    """`vhost gpu`."""
+    with short_folder() as path:
+        program = str(Path(sys.executable).with_name("vhost"))
+        with running([program, "gpu", "--socket-path", str(path / "s"), *args], path / "s", path / "log") as backend:
+            yield backend
+
+
 CONTRIB_GPU = Path("/usr/lib/qemu/vhost-user-gpu")
 
 
 @contextmanager
-def contrib_gpu() -> Iterator[socket.socket]:
-    """A connection to QEMU's contrib vhost-user-gpu, which ends with it; skips where there is none."""
+def contrib_gpu() -> Iterator[Backend]:
+    """QEMU's contrib vhost-user-gpu, which ends with each connection; skips where there is none."""
     if not CONTRIB_GPU.exists():
         pytest.skip("vhost-user-gpu is not installed; install the Debian package qemu-system-gui")
     with short_folder() as path:
         backend = Backend([str(CONTRIB_GPU), "--socket-path", str(path / "s")], path / "s", path / "log")
         try:
-            with backend.connect() as sock:
-                yield sock
+            yield backend
         except BaseException:
             print(f"--- it said:\n{backend.words[-4000:]}", file=sys.stderr)
             raise

@@ -56,6 +56,22 @@ def test_net(card: peerlib.Backend, check: Check) -> None:
     assert card.deaths == 0
 
 
+@pytest.fixture(scope="module")
+def screen() -> Iterator[peerlib.Backend]:
+    with peerlib.vhost_gpu("--scanouts", "2") as backend:
+        yield backend
+
+
+@pytest.mark.parametrize("check", checks_for("gpu"), ids=_name)
+def test_gpu(screen: peerlib.Backend, check: Check) -> None:
+    outcome = run_check(check, screen.connect, "gpu")
+    assert outcome.verdict in (Verdict.PASS, Verdict.NOT_OFFERED), outcome.detail
+    if outcome.verdict is Verdict.NOT_OFFERED:
+        # what a guest draws is gone with the process, so there is no record of what was in flight
+        assert outcome.detail in NOT_OFFERED_BY_BLK | {"INFLIGHT_SHMFD"}
+    assert screen.deaths == 0
+
+
 @pytest.mark.parametrize(
     "args",
     [

@@ -16,6 +16,8 @@ from vhost.testing.check_blk import BLK
 from vhost.testing.check_blk import PROBE as BLK_PROBE
 from vhost.testing.check_fs import FS
 from vhost.testing.check_fs import PROBE as FS_PROBE
+from vhost.testing.check_gpu import GPU
+from vhost.testing.check_gpu import PROBE as GPU_PROBE
 from vhost.testing.check_messages import MESSAGES
 from vhost.testing.check_net import NET
 from vhost.testing.check_rings import RINGS
@@ -49,6 +51,7 @@ __all__ = [
 DEVICES = {
     "blk": (BLK, BLK_PROBE),
     "fs": (FS, FS_PROBE),
+    "gpu": (GPU, GPU_PROBE),
     "net": (NET, None),
     "rng": (RNG, RNG_PROBE),
     "any": (Suite(), None),
