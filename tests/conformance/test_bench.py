@@ -15,6 +15,8 @@ import pytest
 
 from bench import stores
 from vhost.bench import cell_of, load
+from vhost.bench.plot import axis_of, comparable, draw, series_of
+from vhost.bench.results import ResultError, Run
 
 
 def bench(*args: str) -> str:
@@ -118,6 +120,28 @@ def test_results_are_compared_and_plotted(tmp_path: Path) -> None:
     ran = subprocess.run([vhost, "bench", "plot", out, "-o", plot], capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr
     assert plot.stat().st_size > 1000
+
+
+def test_what_has_no_throughput_is_left_out_of_a_plot(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    runs: tuple[tuple[str, dict[str, int], dict[str, Any]], ...] = (
+        ("blk", {"depth": 1}, {"iops": 1000.0, "latency": {"p50_us": 1.0, "p99_us": 2.0}}),
+        ("blk", {"depth": 8}, {"iops": 4000.0, "latency": {"p50_us": 2.0, "p99_us": 4.0}}),
+        ("blk", {"depth": 8}, {"backend_cpu_percent": 0.0}),
+        ("net", {"frame": 64}, {"packets_per_second": 1e6}),
+        ("net", {"frame": 1518}, {"packets_per_second": 5e5}),
+    )
+    made = [Run.of_result(device, "x", {"workload": what, **figures}, {}) for device, what, figures in runs]
+    with pytest.raises(ResultError, match="blk and net; choose one with --device"):
+        comparable(made)
+    blk, rate = comparable(made, "blk")
+    assert (len(blk), rate) == (2, "iops")
+    net, rate = comparable(made, "net")
+    (line,) = series_of(net, axis_of(net), rate)
+    assert line.rate == (1e6, 5e5)
+    draw([line], "frame", "t", tmp_path / "p.png", rate)  # without latencies
+    with pytest.raises(ResultError, match="none of these results of fs has a throughput"):
+        comparable(made, "fs")
 
 
 def test_a_peer_that_does_not_start_spoils_its_sections_only(tmp_path: Path) -> None:
