@@ -223,8 +223,6 @@ class Gpu(Device):
     async def background(self) -> None:
         """As `vhost.Device.background`."""
         async with trio.open_nursery() as nursery:
-            if self._3d is not None:
-                nursery.start_soon(self._3d.run)
             for viewer in self.viewers:
                 nursery.start_soon(viewer.run)
             nursery.start_soon(self._show_in_qemu)
