@@ -111,6 +111,9 @@ NET_CDEF = ("net.h", "switch.h", "fdlink.h", "capture.h")
 FS_CORE = ("decode.c", "queue.c", "pool.c", "init.c", "server.c", "python.c")
 FS_CDEF = ("python.h", "pass.h", "state.h", "keep.h", "window.h", "sandbox.h")
 
+#: what a display and its renderer have in common
+GPU_WIRE = "devices/gpu/render/csrc"
+
 #: library -> what is made of it
 SANDBOX_OPTIONAL = {"libseccomp": "sandbox_seccomp", "libcap-ng": "sandbox_caps"}
 
@@ -121,16 +124,26 @@ COMMON = {
 }
 
 
-def extension(name: str, cdefs: list[str], srcs: list[str], *, libraries: list[str], include: FFI | None = None) -> FFI:
-    """One API-mode extension ``name`` from marked headers and C sources."""
+def extension(
+    name: str,
+    cdefs: list[str],
+    srcs: list[str],
+    *,
+    libraries: list[str],
+    include: FFI | None = None,
+    folders: tuple[str, ...] = (),
+) -> FFI:
+    """One API-mode extension ``name`` from marked headers and C sources; ``folders`` hold further headers."""
     ffi = FFI()
     if include is not None:
         ffi.include(include)
     for header in cdefs:
         ffi.cdef(cdef_of(header))
     includes = "".join(f'#include "{h}"\n' for h in (RING_CDEF if include is not None else []) + cdefs)
-    depends = headers("ring/csrc", *{str(Path(h).parent) for h in cdefs})
-    ffi.set_source(name, includes, sources=srcs, libraries=libraries, depends=depends, **COMMON)
+    near = {str(Path(h).parent) for h in cdefs}
+    depends = headers("ring/csrc", *near, *([GPU_WIRE] if any(h.startswith("devices/gpu/") for h in cdefs) else []))
+    how = COMMON | {"include_dirs": [".", *folders]}
+    ffi.set_source(name, includes, sources=srcs, libraries=libraries, depends=depends, **how)
     return ffi
 
 
@@ -154,6 +167,11 @@ def modules() -> list[str]:
                 raise SystemExit("VHOST_WITH_NBD=1 but pkg-config finds no libnbd; install libnbd-dev")
     if (ROOT / "devices/gpu/csrc/gpu.h").exists():
         found.append("ffi_build.py:gpu")
+        found.append("ffi_build.py:gpu_null")
+        if pkg_config("virglrenderer", "--exists") is not None:
+            found.append("ffi_build.py:gpu_virgl")
+        elif os.environ.get("VHOST_WITH_VIRGL") == "1":
+            raise SystemExit("VHOST_WITH_VIRGL=1 but pkg-config finds no virglrenderer; install libvirglrenderer-dev")
         found.append("ffi_build.py:gpu_load")
     if pkg_config("libvncserver", "--atleast-version=0.9.13") is not None:
         found.append("ffi_build.py:gpu_vnc")
@@ -252,12 +270,35 @@ def net() -> FFI:
 
 
 def gpu() -> FFI:
-    """The virtio-gpu data path, 2D."""
+    """The virtio-gpu data path: 2D, and the way to a renderer."""
     folder = "devices/gpu/csrc"
     names = sorted(path.name for path in (ROOT / folder).glob("*.c") if not path.stem.startswith("load"))
     return extension(
         "devices.gpu._gpu", [f"{folder}/gpu.h"], sources(folder, *names) + RING_HOT, libraries=[], include=ring
     )
+
+
+def renderer(name: str, *libraries: str, folders: tuple[str, ...] = ()) -> FFI:
+    """A renderer: what draws is the source of that name."""
+    folder = "devices/gpu/render/csrc"
+    return extension(
+        f"devices.gpu.render._{name}",
+        [f"{folder}/render.h"],
+        sources(folder, "loop.c", "commands.c", "guest.c", f"{name}.c"),
+        libraries=list(libraries),
+        folders=folders,
+    )
+
+
+def gpu_null() -> FFI:
+    """The renderer that draws nothing."""
+    return renderer("null")
+
+
+def gpu_virgl() -> FFI:
+    """OpenGL for guests; needs libvirglrenderer."""
+    flags = pkg_config("virglrenderer", "--cflags-only-I") or []
+    return renderer("virgl", "virglrenderer", folders=tuple(flag[2:] for flag in flags))
 
 
 def gpu_load() -> FFI:

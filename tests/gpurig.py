@@ -46,6 +46,12 @@ class Cmd(IntEnum):
     CREATE_BLOB = 0x10C
     SET_SCANOUT_BLOB = 0x10D
     CTX_CREATE = 0x200
+    CTX_DESTROY = 0x201
+    CTX_ATTACH = 0x202
+    CTX_DETACH = 0x203
+    CREATE_3D = 0x204
+    TO_HOST_3D = 0x205
+    FROM_HOST_3D = 0x206
     SUBMIT_3D = 0x207
     UPDATE_CURSOR = 0x300
     MOVE_CURSOR = 0x301
@@ -56,6 +62,8 @@ class Resp(IntEnum):
 
     OK_NODATA = 0x1100
     OK_DISPLAY_INFO = 0x1101
+    OK_CAPSET_INFO = 0x1102
+    OK_CAPSET = 0x1103
     OK_EDID = 0x1104
     OK_RESOURCE_UUID = 0x1105
     ERR_UNSPEC = 0x1200
@@ -96,18 +104,20 @@ class Guest:
         self.fe = fe
         self.pages: dict[int, list[tuple[int, int]]] = {}  # of each resource
 
-    async def command(self, kind: int, body: bytes = b"", *, room: int = 4096, fence: int | None = None) -> Reply:
+    async def command(
+        self, kind: int, body: bytes = b"", *, room: int = 4096, fence: int | None = None, context: int = 0
+    ) -> Reply:
         """One command."""
         flags = 0 if fence is None else _FENCE
-        head = _HEADER.pack(kind, flags, fence or 0, 0, 0)
+        head = _HEADER.pack(kind, flags, fence or 0, context, 0)
         used, (back, *_) = await self.fe.queues[0].request([head + body], [room])
         assert used >= _HEADER.size
         type_, flags, fence_id, context, ring = _HEADER.unpack_from(back)
         return Reply(Resp(type_), flags, fence_id, context, ring, back[_HEADER.size : used])
 
-    async def do(self, kind: int, body: bytes = b"") -> bytes:
+    async def do(self, kind: int, body: bytes = b"", *, fence: int | None = None, context: int = 0) -> bytes:
         """One command that has to succeed."""
-        reply = await self.command(kind, body)
+        reply = await self.command(kind, body, fence=fence, context=context)
         assert reply.type < Resp.ERR_UNSPEC, reply.type.name
         return reply.data
 
@@ -170,6 +180,46 @@ class Guest:
 
     async def unref(self, resource: int) -> None:
         await self.do(Cmd.RESOURCE_UNREF, struct.pack("<II", resource, 0))
+
+    # 3D
+
+    async def context(self, number: int, name: bytes = b"a program") -> None:
+        await self.do(Cmd.CTX_CREATE, struct.pack("<II64s", len(name), 0, name), context=number)
+
+    async def create_3d(self, resource: int, width: int, height: int, **what: int) -> None:
+        await self.do(Cmd.CREATE_3D, self.in_3d(resource, width, height, **what))
+
+    @staticmethod
+    def in_3d(
+        resource: int,
+        width: int,
+        height: int,
+        *,
+        kind: int = BGRX,
+        bind: int = 2,
+        flags: int = 1,
+        target: int = 2,
+        depth: int = 1,
+        layers: int = 1,
+    ) -> bytes:
+        return struct.pack("<12I", resource, target, kind, bind, width, height, depth, layers, 0, 0, flags, 0)
+
+    async def transfer_3d(
+        self, kind: int, resource: int, rect: Rect, *, offset: int = 0, context: int = 0, fence: int | None = None
+    ) -> None:
+        box = struct.pack("<6I", rect.x, rect.y, 0, rect.width, rect.height, 1)
+        await self.do(kind, box + struct.pack("<Q4I", offset, resource, 0, 0, 0), context=context, fence=fence)
+
+    async def submit(self, context: int, words: Sequence[int], *, fence: int | None = None) -> Reply:
+        """Commands of a context."""
+        data = struct.pack(f"<{len(words)}I", *words)
+        body = struct.pack("<II", len(data), 0) + data
+        return await self.command(Cmd.SUBMIT_3D, body, context=context, fence=fence)
+
+    def pixels(self, resource: int, size: int) -> bytes:
+        """What lies in its pages."""
+        found = b"".join(self.fe.memory.read(gpa, length) for gpa, length in self.pages[resource])
+        return found[:size]
 
     async def cursor(
         self, resource: int, x: int, y: int, *, scanout: int = 0, hot: tuple[int, int] = (0, 0), move: bool = False

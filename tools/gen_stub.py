@@ -22,6 +22,8 @@ MODULES = (
     "devices.blk._load",
     "devices.blk._nbd",
     "devices.gpu._gpu",
+    "devices.gpu.render._null",
+    "devices.gpu.render._virgl",
     "devices.gpu._vnc",
     "devices.gpu._load",
     "devices.net._net",

@@ -252,6 +252,12 @@ class Device:
     def features_acked(self, features: int) -> None:
         """The driver chose `features` (all bits, those of the ring too). May come several times; queues are stopped."""
 
+    def region_added(self, gpa: int, size: int, fd: int, offset: int, *, read_only: bool) -> None:
+        """The guest has `size` bytes at `gpa`, of `fd` (not the device's) from `offset` on. Workers are parked."""
+
+    def region_removed(self, gpa: int) -> None:
+        """It has them no longer, nor once its front-end has gone. Workers are parked."""
+
     def set_status(self, status: int) -> None:
         """The driver's status byte changed (only from front-ends that send it). 0 is a reset."""
 

@@ -344,6 +344,8 @@ class Instance:
 
     async def _set_memory(self, regions: tuple[actions.Region, ...], postcopy: bool) -> list[int | None]:
         async with self.all_parked():
+            for region in self.memory.regions:
+                self.device.region_removed(region.gpa)
             self.memory.clear()
             try:
                 return [self._add(region, postcopy) for region in regions]
@@ -356,21 +358,24 @@ class Instance:
     def _add(self, region: actions.Region, postcopy: bool) -> int | None:
         where, fd = region.where, region.fd.fileno()
         by_gpa = ProtocolFeature.GPA_ADDRESSES in self.protocol
+        read_only = _is_read_only(fd)
         self.memory.add_region(
             fd,
             gpa=where.gpa,
             size=where.size,
             uaddr=where.gpa if by_gpa else where.uaddr,
             offset=where.mmap_offset,
-            read_only=_is_read_only(fd),
+            read_only=read_only,
             postcopy=postcopy,
         )
+        self.device.region_added(where.gpa, where.size, fd, where.mmap_offset, read_only=read_only)
         return self._postcopy.added(where.gpa) if postcopy else None
 
     async def _remove(self, where: MemRegion) -> None:
         by_gpa = ProtocolFeature.GPA_ADDRESSES in self.protocol
         async with self.all_parked():
             self.memory.remove_region(gpa=where.gpa, size=where.size, uaddr=where.gpa if by_gpa else where.uaddr)
+            self.device.region_removed(where.gpa)
             self._memory_changed()
 
     def _memory_changed(self) -> None:

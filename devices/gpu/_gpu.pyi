@@ -17,6 +17,10 @@ class _FFI(FFI):
     def gc(self, cdata: CData, destructor: Any, size: int = ...) -> Any: ...
 
 class _Lib:
+    GPU_3D_LOST: Final[int]
+    GPU_3D_NONE: Final[int]
+    GPU_3D_STARTING: Final[int]
+    GPU_3D_UP: Final[int]
     GPU_CURSOR_SIDE: Final[int]
     GPU_EDID_BYTES_MAX: Final[int]
     GPU_ERRORS: Final[int]
@@ -48,6 +52,28 @@ class _Lib:
     RING_E_STATE: Final[int]
     RING_MISS: Final[int]
 
+    def gpu_3d_capsets(self, _0: CData, /) -> int:
+        """int(*)(struct gpu *)"""
+    def gpu_3d_enable(self, _0: CData, _1: int, /) -> int:
+        """int(*)(struct gpu *, uint32_t)"""
+    def gpu_3d_fail(self, _0: CData, /) -> None:
+        """void(*)(struct gpu *)"""
+    def gpu_3d_lost(self, _0: CData, /) -> None:
+        """void(*)(struct gpu *)"""
+    def gpu_3d_memory(self) -> int:
+        """int(*)()"""
+    def gpu_3d_progress(self, _0: CData, _1: CData, _2: CData, /) -> None:
+        """void(*)(struct gpu *, uint64_t *, uint32_t *)"""
+    def gpu_3d_ready(self, _0: CData, _1: CData, _2: int, /) -> int:
+        """int(*)(struct gpu *, void *, uint64_t)"""
+    def gpu_3d_region(self, _0: CData, _1: int, _2: int, _3: int, _4: int, _5: int, /) -> int:
+        """int(*)(struct gpu *, int, uint64_t, uint64_t, uint64_t, int)"""
+    def gpu_3d_source(self, _0: CData, /) -> CData:
+        """struct ring_source *(*)(struct gpu *)"""
+    def gpu_3d_start(self, _0: CData, _1: int, _2: int, _3: int, /) -> int:
+        """int(*)(struct gpu *, int, int, int)"""
+    def gpu_3d_state(self, _0: CData, /) -> int:
+        """int(*)(struct gpu *)"""
     def gpu_answer(self, _0: CData, /) -> None:
         """void(*)(struct gpu *)"""
     def gpu_free(self, _0: CData, /) -> None:

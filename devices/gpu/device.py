@@ -17,8 +17,10 @@ from devices.gpu._gpu import ffi, lib
 from devices.gpu.edid import edid_of
 from devices.gpu.picture import Mode, Monitor, Picture, PictureError, parse_mode, save, save_frames
 from devices.gpu.qemu import QemuDisplay
+from devices.gpu.render import Renderer
 from devices.gpu.seat import Seat
 from devices.gpu.stats import GpuStats
+from devices.gpu.threed import ThreeD
 from devices.gpu.view import Hub, Rect, View, Viewer
 from vhost import Device, Metric
 from vhost.constants import ProtocolFeature
@@ -50,16 +52,20 @@ class Limits:
     Attributes:
         resources: most that it may have at once, 1 to 2^31.
         bytes: most host memory for them, 1 to 2^50.
+        contexts: of 3D, 1 to 65536: each program that draws has one.
     """
 
     resources: int = 4096
     bytes: int = 512 << 20
+    contexts: int = 256
 
     def __post_init__(self) -> None:
         if not 1 <= self.resources <= 1 << 31:
             raise ValueError(f"limit of resources is {self.resources}; give 1 or more")
         if not 1 <= self.bytes <= 1 << 50:
             raise ValueError(f"limit of memory is {self.bytes}; give 1 byte or more")
+        if not 1 <= self.contexts <= 1 << 16:
+            raise ValueError(f"limit of contexts is {self.contexts}; give 1 to 65536")
 
 
 class _Queue:
@@ -69,28 +75,34 @@ class _Queue:
         self._gpu = gpu
         self.ptr = ptr
         self.worker = worker
+        self.answers: Any = None  #: the source of a renderer's answers, if there is one
 
     def close(self) -> None:
         """Free it; with the last one of a guest that is gone goes what it made."""
         if self.ptr is None:
             return
         with self.worker.parked():
+            if self.answers is not None:
+                self.worker.remove(self.answers)
             lib.gpu_queue_free(self.ptr)
         self.ptr = None
         self._gpu._closed(self)
 
 
 class Gpu(Device):
-    """A display, 2D: what the guest draws can be looked at.
+    """A display: what the guest draws can be looked at.
 
     Args:
         scanouts: monitors it can have, 1 to 16. QEMU has an option of its own, which is to be no larger.
         modes: what is plugged in, from the first on; others than these are unplugged.
         blobs: offer resources that stay in the guest's memory: nothing is copied until somebody looks.
         limits: what a guest may use.
+        renderer: offer 3D, by this one (`devices.gpu.render.open_renderer`), which stays the caller's and no other
+            display's. Resources in the guest's memory are not offered then.
 
     Raises:
         ValueError: an argument out of range.
+        RendererError: the renderer cannot be used.
     """
 
     device_id: ClassVar[int] = 16
@@ -105,6 +117,7 @@ class Gpu(Device):
         modes: Sequence[Mode] = (Mode(1280, 800),),
         blobs: bool = True,
         limits: Limits | None = None,
+        renderer: Renderer | None = None,
     ) -> None:
         most = int(lib.GPU_SCANOUTS_MAX)
         if not 1 <= scanouts <= most:
@@ -112,7 +125,7 @@ class Gpu(Device):
         if len(modes) > scanouts:
             raise ValueError(f"{len(modes)} modes for {scanouts} scanouts")
         self._scanouts = scanouts
-        self._blobs = blobs
+        self._blobs = blobs and renderer is None
         limits = limits or Limits()
         raw = ffi.new("struct gpu_limits *", {"resources": limits.resources, "bytes": limits.bytes})
         ptr = lib.gpu_new(scanouts, raw)
@@ -121,6 +134,9 @@ class Gpu(Device):
         self._ptr: Any = ffi.gc(ptr, lib.gpu_free)
         self.limits = limits
         self._queues: set[_Queue] = set()
+        self._3d: ThreeD | None = None
+        if renderer is not None:
+            self._3d = ThreeD(self._ptr, renderer, limits.contexts, self._parked, self._wake)
         self._gone = False
         self._events = 0
         self._hub: Hub | None = None
@@ -138,16 +154,26 @@ class Gpu(Device):
     def features(self) -> int:
         """What it offers."""
         offer = GpuFeature.EDID | GpuFeature.RESOURCE_UUID
-        return int(offer | GpuFeature.RESOURCE_BLOB if self._blobs else offer)
+        if self._blobs:
+            offer |= GpuFeature.RESOURCE_BLOB
+        if self._3d is not None:
+            offer |= GpuFeature.VIRGL
+        return int(offer)
 
     @property
     def protocol_features(self) -> ProtocolFeature:
-        """The usual ones; no inflight record: what commands made is gone with the process."""
-        return super().protocol_features & ~ProtocolFeature.INFLIGHT_SHMFD
+        """The usual ones; no inflight record: what commands made is gone with the process.
+
+        With 3D no migration either: a renderer's state stays where it is, and nobody logs what it writes.
+        """
+        offer = super().protocol_features & ~ProtocolFeature.INFLIGHT_SHMFD
+        if self._3d is not None:
+            offer &= ~(ProtocolFeature.LOG_SHMFD | ProtocolFeature.PAGEFAULT)
+        return offer
 
     def config(self) -> bytes:
         """The configuration space, 16 bytes."""
-        return _CONFIG.pack(self._events, 0, self._scanouts, 0)
+        return _CONFIG.pack(self._events, 0, self._scanouts, self._3d.capsets if self._3d is not None else 0)
 
     def set_config(self, offset: int, data: bytes) -> None:
         """The driver has seen events; front-ends that write all of it are understood, too."""
@@ -173,6 +199,10 @@ class Gpu(Device):
             raise MemoryError(f"no memory for queue {queue.index}")
         source = _Queue(self, ptr, worker)
         self._queues.add(source)
+        if self._3d is not None and queue.index != _CURSOR:
+            worker.add(self._3d.source)
+            source.answers = self._3d.source
+            worker.set_kick(source.answers, self._3d.kick)
         return source
 
     def _closed(self, queue: _Queue) -> None:
@@ -188,7 +218,19 @@ class Gpu(Device):
         """The guest is gone, and what it made goes too."""
         super().detach(link)
         self._gone = True
+        if self._3d is not None:
+            self._3d.forget_regions()
         self._forget_guest()
+
+    def region_added(self, gpa: int, size: int, fd: int, offset: int, *, read_only: bool) -> None:
+        """As `vhost.Device.region_added`: the renderer works in the guest's memory, too."""
+        if self._3d is not None:
+            self._3d.add_region(gpa, size, fd, offset, read_only=read_only)
+
+    def region_removed(self, gpa: int) -> None:
+        """As `vhost.Device.region_removed`."""
+        if self._3d is not None:
+            self._3d.remove_region(gpa)
 
     def _forget_guest(self) -> None:
         if self._gone and not self._queues:
@@ -199,6 +241,8 @@ class Gpu(Device):
         """As `vhost.Device.reset`."""
         with self._parked():
             lib.gpu_reset(self._ptr)
+        if self._3d is not None:
+            self._3d.was_reset()
 
     def set_status(self, status: int) -> None:
         """A driver that resets the device has nothing in it any more."""
@@ -223,6 +267,8 @@ class Gpu(Device):
     async def background(self) -> None:
         """As `vhost.Device.background`."""
         async with trio.open_nursery() as nursery:
+            if self._3d is not None:
+                nursery.start_soon(self._3d.run)
             for viewer in self.viewers:
                 nursery.start_soon(viewer.run)
             nursery.start_soon(self._show_in_qemu)
@@ -260,9 +306,12 @@ class Gpu(Device):
             if unless():
                 return False
             lib.gpu_answer(self._ptr)
-            for queue in self._queues:
-                queue.worker.wake(queue.ptr)
+            self._wake()
         return True
+
+    def _wake(self) -> None:
+        for queue in self._queues:
+            queue.worker.wake(queue.ptr)
 
     def ask_nobody(self, display: QemuDisplay) -> None:
         """`display` does not answer: drivers get what is known."""

@@ -9,6 +9,8 @@ from typing import Any
 from devices.gpu import viewers
 from devices.gpu.device import Gpu, Limits
 from devices.gpu.picture import parse_mode
+from devices.gpu.render import Renderer
+from devices.gpu.render import options as render
 from vhost.device import Device
 from vhost.plugin import ConfigError, DeviceType, Option
 
@@ -20,8 +22,22 @@ OPTIONS = (
     Option("no-blobs", "flag", "do not offer resources that stay in the guest's memory", False),
     Option("max-resources", "int", "most resources of the guest", 4096, minimum=1, maximum=1 << 31),
     Option("max-memory", "size", "most host memory for them", 512 << 20, metavar="BYTES"),
+    *render.OPTIONS,
     *viewers.OPTIONS,
 )
+
+
+def _gpu(values: Mapping[str, Any], renderer: Renderer | None) -> Gpu:
+    try:
+        return Gpu(
+            scanouts=values["scanouts"],
+            modes=[parse_mode(text) for text in values["mode"] or ("1280x800",)],
+            blobs=not values["no_blobs"],
+            limits=Limits(values["max_resources"], values["max_memory"], values["max_contexts"]),
+            renderer=renderer,
+        )
+    except ValueError as exc:
+        raise ConfigError(str(exc)) from exc
 
 
 @asynccontextmanager
@@ -31,23 +47,16 @@ async def open_gpu(values: Mapping[str, Any]) -> AsyncIterator[Device]:
     Raises:
         ConfigError: the user can mend it.
     """
-    try:
-        gpu = Gpu(
-            scanouts=values["scanouts"],
-            modes=[parse_mode(text) for text in values["mode"] or ("1280x800",)],
-            blobs=not values["no_blobs"],
-            limits=Limits(values["max_resources"], values["max_memory"]),
-        )
-    except ValueError as exc:
-        raise ConfigError(str(exc)) from exc
-    async with viewers.open_viewers(gpu, values):
-        yield gpu
+    async with render.open_3d(values) as renderer:
+        gpu = _gpu(values, renderer)
+        async with viewers.open_viewers(gpu, values):
+            yield gpu
 
 
 TYPE = DeviceType(
     name="gpu",
     backend_type="gpu",
-    summary="a display, 2D (virtio-gpu)",
+    summary="a display, 2D and 3D (virtio-gpu)",
     options=OPTIONS,
     open=open_gpu,
     parameter_help="Look at it by: vhost ctl --socket CONTROL gpu.screenshot path=screen.png",

@@ -63,6 +63,7 @@ class Confinement:
         uid_map: for a process without privileges: user ids of its namespace. Empty: its own id alone.
         gid_map: likewise, groups.
         landlock: it only reaches files by their place in `root`, so that Landlock can hold it there.
+        readable: folders that it reads (libraries that are loaded late), kept where they are, read-only.
     """
 
     mode: Mode = "namespace"
@@ -73,6 +74,7 @@ class Confinement:
     uid_map: tuple[IdMap, ...] = ()
     gid_map: tuple[IdMap, ...] = ()
     landlock: bool = True
+    readable: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +89,7 @@ class Merged:
     uid_map: tuple[IdMap, ...]
     gid_map: tuple[IdMap, ...]
     landlock: bool
+    readable: tuple[str, ...]
 
 
 def merged(needs: Iterable[Confinement]) -> Merged:
@@ -116,4 +119,5 @@ def merged(needs: Iterable[Confinement]) -> Merged:
         uid_map=uid_map,
         gid_map=gid_map,
         landlock=all(need.landlock for need in needs),
+        readable=tuple(path for need in needs for path in need.readable),
     )

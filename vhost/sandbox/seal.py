@@ -53,7 +53,7 @@ def seal(needs: Sequence[Confinement]) -> list[str]:
     missing: list[str] = []
     caps, seccomp = _extension("_caps"), _extension("_seccomp")  # later their libraries are out of sight
     time.localtime()  # reads the zone
-    kept = _folders()
+    kept = _folders(want.readable)
     if want.mode == "namespace":
         missing += _namespace(want, kept)
     elif want.mode == "chroot":
@@ -69,11 +69,11 @@ def seal(needs: Sequence[Confinement]) -> list[str]:
     return missing
 
 
-def _folders() -> list[str]:
-    """Where Python code and libraries are: what is imported late is found."""
+def _folders(more: Sequence[str]) -> list[str]:
+    """`more`, and where Python code and libraries are: what is imported late is found."""
     packages = [Path(str(importlib.import_module(name).__file__)).parents[1] for name in ("vhost", "ring", "devices")]
     standard = [sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")]
-    given = (str(path) for path in (*standard, *sys.path, *packages) if path)
+    given = (str(path) for path in (*standard, *sys.path, *packages, *more) if path)
     found = {os.path.abspath(path) for path in given if os.path.isdir(path)}
     return sorted(path for path in found if path != "/" and not any(path.startswith(f"{other}/") for other in found))
 

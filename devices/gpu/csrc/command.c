@@ -4,7 +4,7 @@
  */
 #include <sys/random.h>
 
-#include "devices/gpu/csrc/gpu_int.h"
+#include "devices/gpu/csrc/remote.h"
 
 enum { OK = VIRTIO_GPU_RESP_OK_NODATA };
 
@@ -98,6 +98,8 @@ static uint32_t unref(struct gpu *gpu, struct gpu_cmd *cmd)
 
 	if (!res)
 		return VIRTIO_GPU_RESP_ERR_INVALID_RESOURCE_ID;
+	if (res->remote)
+		return gpu_3d_unref(gpu, res, cmd);
 	gpu_resource_drop(gpu, res);
 	return OK;
 }
@@ -107,6 +109,7 @@ static uint32_t set_scanout(struct gpu *gpu, struct gpu_cmd *cmd)
 	const struct virtio_gpu_set_scanout *in = &cmd->in.set_scanout;
 	struct gpu_resource *res;
 	struct gpu_scanout *s;
+	uint32_t reply = OK;
 
 	if (in->scanout_id >= gpu->nr_scanouts)
 		return VIRTIO_GPU_RESP_ERR_INVALID_SCANOUT_ID;
@@ -120,12 +123,17 @@ static uint32_t set_scanout(struct gpu *gpu, struct gpu_cmd *cmd)
 	if (in->r.width < GPU_SIDE_MIN || in->r.height < GPU_SIDE_MIN ||
 	    !gpu_rect_inside(&in->r, res->width, res->height))
 		return VIRTIO_GPU_RESP_ERR_INVALID_PARAMETER;
+	if (res->is_3d) {
+		reply = gpu_3d_read(gpu, res, &in->r, cmd, GPU_AFTER_READ, 0);
+		if (reply != GPU_HELD)
+			return reply;
+	}
 	s = &gpu->scanouts[in->scanout_id];
 	gpu_scanout_show(gpu, in->scanout_id, res, &in->r);
 	s->format = res->format;
 	s->offset = 0;
 	s->stride = res->width * GPU_PIXEL;
-	return OK;
+	return reply;
 }
 
 static uint32_t set_scanout_blob(struct gpu *gpu, struct gpu_cmd *cmd)
@@ -166,6 +174,7 @@ static uint32_t transfer(struct gpu *gpu, struct gpu_cmd *cmd)
 	const struct virtio_gpu_transfer_to_host_2d *in = &cmd->in.transfer;
 	struct gpu_resource *res = gpu_resource_find(gpu, in->resource_id);
 	uint64_t stride, at, row, rows, bytes;
+	uint32_t reply = OK;
 	uint8_t *to;
 
 	if (!res)
@@ -186,21 +195,26 @@ static uint32_t transfer(struct gpu *gpu, struct gpu_cmd *cmd)
 	}
 	if (in->offset > res->backing.len)
 		return VIRTIO_GPU_RESP_ERR_INVALID_PARAMETER;
+	if (res->remote)
+		reply = gpu_3d_transfer(gpu, res, cmd);
+	if (res->is_3d || reply == GPU_AGAIN)
+		return reply;
 	at = in->offset;
 	for (uint64_t i = 0; i < rows; i++, at += stride, to += stride) {
 		if (!gpu_backing_copy(gpu, res, at, to, row))
-			return VIRTIO_GPU_RESP_ERR_INVALID_PARAMETER;
+			return reply == GPU_HELD ? reply : VIRTIO_GPU_RESP_ERR_INVALID_PARAMETER;
 	}
 	bytes = row * rows;
 	ring_count(&gpu->stats.transfers, 1);
 	ring_count(&gpu->stats.transfer_bytes, bytes);
-	return OK;
+	return reply == GPU_HELD ? reply : OK;	/* 2D goes on where 3D does not */
 }
 
 static uint32_t flush(struct gpu *gpu, struct gpu_cmd *cmd)
 {
 	const struct virtio_gpu_resource_flush *in = &cmd->in.flush;
 	struct gpu_resource *res = gpu_resource_find(gpu, in->resource_id);
+	uint32_t reply = OK;
 
 	if (!res)
 		return VIRTIO_GPU_RESP_ERR_INVALID_RESOURCE_ID;
@@ -208,9 +222,15 @@ static uint32_t flush(struct gpu *gpu, struct gpu_cmd *cmd)
 				in->r.y > GPU_SIDE_MAX :
 			!gpu_rect_inside(&in->r, res->width, res->height))
 		return VIRTIO_GPU_RESP_ERR_INVALID_PARAMETER;
-	gpu_flushed(gpu, res, &in->r);
+	if (res->is_3d && res->shown) {
+		reply = gpu_3d_read(gpu, res, &in->r, cmd, GPU_AFTER_READ, 0);
+		if (reply != GPU_HELD)
+			return reply;
+	} else {
+		gpu_flushed(gpu, res, &in->r);
+	}
 	ring_count(&gpu->stats.flushes, 1);
-	return OK;
+	return reply;
 }
 
 static uint32_t attach(struct gpu *gpu, struct gpu_cmd *cmd)
@@ -219,6 +239,8 @@ static uint32_t attach(struct gpu *gpu, struct gpu_cmd *cmd)
 
 	if (!res || res->blob)
 		return VIRTIO_GPU_RESP_ERR_INVALID_RESOURCE_ID;
+	if (res->remote)
+		return gpu_3d_attach(gpu, res, cmd);
 	return gpu_backing_take(gpu, res, cmd->chain, sizeof(cmd->in.attach), cmd->in.attach.nr_entries);
 }
 
@@ -230,6 +252,8 @@ static uint32_t detach(struct gpu *gpu, struct gpu_cmd *cmd)
 		return VIRTIO_GPU_RESP_ERR_INVALID_RESOURCE_ID;
 	if (!res->backing.pages)
 		return VIRTIO_GPU_RESP_ERR_UNSPEC;
+	if (res->remote)
+		return gpu_3d_detach(gpu, res, cmd);
 	gpu_backing_drop(gpu, res);
 	return OK;
 }
@@ -260,8 +284,22 @@ struct command {
 };
 
 #define FIRST VIRTIO_GPU_CMD_GET_DISPLAY_INFO
+#define FIRST_3D VIRTIO_GPU_CMD_CTX_CREATE
+
+static const struct command commands_3d[] = {
+	[VIRTIO_GPU_CMD_CTX_CREATE - FIRST_3D] = {gpu_context_create, sizeof(struct virtio_gpu_ctx_create)},
+	[VIRTIO_GPU_CMD_CTX_DESTROY - FIRST_3D] = {gpu_context_destroy, sizeof(struct virtio_gpu_ctrl_hdr)},
+	[VIRTIO_GPU_CMD_CTX_ATTACH_RESOURCE - FIRST_3D] = {gpu_context_attach, sizeof(struct virtio_gpu_ctx_resource)},
+	[VIRTIO_GPU_CMD_CTX_DETACH_RESOURCE - FIRST_3D] = {gpu_context_detach, sizeof(struct virtio_gpu_ctx_resource)},
+	[VIRTIO_GPU_CMD_RESOURCE_CREATE_3D - FIRST_3D] = {gpu_create_3d, sizeof(struct virtio_gpu_resource_create_3d)},
+	[VIRTIO_GPU_CMD_TRANSFER_TO_HOST_3D - FIRST_3D] = {gpu_to_host_3d, sizeof(struct virtio_gpu_transfer_host_3d)},
+	[VIRTIO_GPU_CMD_TRANSFER_FROM_HOST_3D - FIRST_3D] = {gpu_from_host_3d, sizeof(struct virtio_gpu_transfer_host_3d)},
+	[VIRTIO_GPU_CMD_SUBMIT_3D - FIRST_3D] = {gpu_submit, sizeof(struct virtio_gpu_cmd_submit)},
+};
 
 static const struct command commands[] = {
+	[VIRTIO_GPU_CMD_GET_CAPSET_INFO - FIRST] = {gpu_get_capset_info, sizeof(struct virtio_gpu_get_capset_info)},
+	[VIRTIO_GPU_CMD_GET_CAPSET - FIRST] = {gpu_get_capset, sizeof(struct virtio_gpu_get_capset)},
 	[VIRTIO_GPU_CMD_GET_DISPLAY_INFO - FIRST] = {get_display_info, sizeof(struct virtio_gpu_ctrl_hdr)},
 	[VIRTIO_GPU_CMD_RESOURCE_CREATE_2D - FIRST] = {create_2d, sizeof(struct virtio_gpu_resource_create_2d)},
 	[VIRTIO_GPU_CMD_RESOURCE_UNREF - FIRST] = {unref, sizeof(struct virtio_gpu_resource_unref)},
@@ -278,8 +316,10 @@ static const struct command commands[] = {
 
 static const struct command *command_of(uint32_t type)
 {
-	uint32_t i = type - FIRST;
+	uint32_t i = type - FIRST, j = type - FIRST_3D;
 
+	if (j < sizeof(commands_3d) / sizeof(commands_3d[0]))
+		return &commands_3d[j];
 	return i < sizeof(commands) / sizeof(commands[0]) && commands[i].run ? &commands[i] : NULL;
 }
 
@@ -302,18 +342,22 @@ uint32_t gpu_command(struct gpu *gpu, struct gpu_cmd *cmd)
 /* --- cursor ------------------------------------------------------------------------------------------------------ */
 
 /* The picture of the cursor: a resource of exactly its size, otherwise it is blank. */
-static void take_image(struct gpu *gpu, struct gpu_scanout *s, struct gpu_resource *res)
+void gpu_cursor_image(struct gpu *gpu, uint32_t scanout, const struct gpu_resource *res)
 {
+	struct gpu_scanout *s = &gpu->scanouts[scanout];
+
 	memset(s->cursor.image, 0, sizeof(s->cursor.image));
 	if (res->blob)
 		gpu_backing_copy(gpu, res, 0, s->cursor.image,
 				 res->size < sizeof(s->cursor.image) ? res->size : sizeof(s->cursor.image));
-	else if (res->width == GPU_CURSOR_SIDE && res->height == GPU_CURSOR_SIDE)
+	else if (res->width == GPU_CURSOR_SIDE && res->height == GPU_CURSOR_SIDE && res->image)
 		memcpy(s->cursor.image, res->image, sizeof(s->cursor.image));
+	gpu_changed(gpu);
 }
 
 void gpu_cursor_command(struct gpu *gpu, const struct gpu_cmd *cmd)
 {
+	const struct virtio_gpu_rect all = {0, 0, GPU_CURSOR_SIDE, GPU_CURSOR_SIDE};
 	const struct virtio_gpu_update_cursor *in = &cmd->in.cursor;
 	struct gpu_resource *res;
 	struct gpu_scanout *s;
@@ -331,7 +375,9 @@ void gpu_cursor_command(struct gpu *gpu, const struct gpu_cmd *cmd)
 		s->cursor.hot_y = in->hot_y;
 		s->cursor.shapes++;
 		if (res)
-			take_image(gpu, s, res);
+			gpu_cursor_image(gpu, in->pos.scanout_id, res);
+		if (res && res->is_3d)
+			gpu_3d_read(gpu, res, &all, NULL, GPU_AFTER_CURSOR, in->pos.scanout_id);
 	}
 	s->cursor.x = in->pos.x;
 	s->cursor.y = in->pos.y;

@@ -14,6 +14,12 @@ enum {
 	GPU_SIDE_MAX = 16384,		/* pixels, width and height of a resource or a mode */
 	GPU_CURSOR_SIDE = 64,		/* pixels */
 
+	/* of the renderer; UP is for commands, STARTING holds them, LOST answers them with an error */
+	GPU_3D_NONE = 0,
+	GPU_3D_STARTING = 1,
+	GPU_3D_UP = 2,
+	GPU_3D_LOST = 3,
+
 	/* kinds of errors that are counted: the reply's type less 0x1200 */
 	GPU_ERRORS = 6,
 };
@@ -98,12 +104,37 @@ void gpu_read_cursor(const struct gpu *gpu, uint32_t scanout, uint8_t *to);
 void gpu_set_asked(struct gpu *gpu, int fd);
 void gpu_answer(struct gpu *gpu);
 
+/*
+ * 3D, by a renderer: another process, which has the memory of gpu_3d_memory() (a memfd or -errno), an eventfd for commands, one for
+ * answers, and the other end of a SOCK_SEQPACKET socket. The descriptors are the caller's. gpu_reset() of a guest that used it
+ * goes to STARTING: the caller ends the renderer and starts another. Wake the control queue's source after a change of state.
+ */
+int gpu_3d_memory(void);
+/* Once, before all else: state STARTING; a guest may have so many @contexts. 0 or -ENOMEM. */
+int gpu_3d_enable(struct gpu *gpu, uint32_t contexts);
+/* What the renderer sent first. 0, -EPROTO, -ENOMEM. */
+int gpu_3d_ready(struct gpu *gpu, const void *data, uint64_t bytes);
+int gpu_3d_capsets(const struct gpu *gpu);	/* how many there are */
+/* Takes answers: a source for the worker of the queues; its kick is the eventfd of answers. */
+struct ring_source *gpu_3d_source(struct gpu *gpu);
+/* To UP, 0 or -errno. gpu_3d_region() comes next, for each. */
+int gpu_3d_start(struct gpu *gpu, int memory, int commands, int socket);
+/* It has ended, or is to: to LOST. */
+void gpu_3d_lost(struct gpu *gpu);
+/* It could not be started: STARTING to LOST. */
+void gpu_3d_fail(struct gpu *gpu);
+int gpu_3d_state(const struct gpu *gpu);
+/* Memory of the guest has come, or (@fd -1) goes. 0 or -EAGAIN: the renderer does not keep up, and is lost. */
+int gpu_3d_region(struct gpu *gpu, int fd, uint64_t gpa, uint64_t len, uint64_t offset, int read_only);
+
 /* Any time, any thread. */
 
 /* Written (an eventfd; -1: none) by a flush after gpu_watch() was called, once. Not owned. Parked. */
 void gpu_set_watcher(struct gpu *gpu, int fd);
 void gpu_watch(struct gpu *gpu);
 void gpu_stats(const struct gpu *gpu, struct gpu_stats *out);
+/* Answers of the renderer, ever; commands it has now. */
+void gpu_3d_progress(const struct gpu *gpu, uint64_t *done, uint32_t *under_way);
 /*
  * Send it, or what is left of it, to @fd, a stream socket. When that is full: wait until it is not, or until @stop (an
  * eventfd) is readable. 0, -ECANCELED; -EAGAIN: it is full, and @stop is -1; -EPIPE.

@@ -30,7 +30,14 @@ enum {
 	GPU_BATCH = 32,
 	GPU_BUCKETS = 1024,		/* of the table of resources, a power of two */
 	GPU_PIXEL = 4,			/* bytes */
+	GPU_CAPSET_BYTES = 4096,	/* of the largest, as wire.h has it */
 	GPU_SIDE_MIN = 16,		/* of a scanout, as QEMU has it */
+};
+
+/* What a command may come to besides a reply's type. */
+enum {
+	GPU_HELD = 1,			/* the reply comes later */
+	GPU_AGAIN = 2,			/* it cannot be done now */
 };
 
 /* A piece of a guest's memory. */
@@ -51,11 +58,15 @@ struct gpu_resource {
 	uint32_t id;
 	uint32_t format;
 	uint32_t width, height;		/* 0: a blob */
-	uint8_t *image;			/* width * height pixels; NULL: a blob */
+	uint8_t *image;			/* width * height pixels; NULL: a blob, or 3D that nobody has looked at */
 	uint64_t size;			/* bytes of image or blob */
 	uint64_t cost;			/* bytes counted against the limit */
 	uint32_t shown;			/* scanouts, a bit each */
+	uint64_t serial;		/* no two of a display have the same */
 	bool blob;
+	bool remote;			/* the renderer has it, too */
+	bool is_3d;			/* the renderer alone has its pixels; the image is what was read back */
+	bool flat;			/* 3D: one layer, one sample */
 	bool has_uuid;
 	uint8_t uuid[16];
 	struct gpu_backing backing;
@@ -78,6 +89,9 @@ struct gpu_scanout {
 	} cursor;
 };
 
+struct gpu_remote;
+struct gpu_queue;
+
 struct gpu {
 	uint32_t nr_scanouts;
 	uint64_t features;
@@ -86,7 +100,10 @@ struct gpu {
 	uint32_t nr_queues;
 	uint32_t hint;			/* region that was found last */
 	uint32_t nr_resources;
+	uint64_t serial;		/* of the newest resource */
 	uint64_t bytes;
+	struct gpu_remote *remote;	/* NULL: 2D only */
+	struct gpu_queue *control;	/* NULL: not there */
 	struct gpu_resource *buckets[GPU_BUCKETS];
 	struct gpu_scanout scanouts[GPU_SCANOUTS_MAX];
 	int watcher;
@@ -100,7 +117,8 @@ struct gpu_queue {
 	struct ring_source source;
 	struct gpu *gpu;
 	bool cursor;
-	bool waiting;			/* the next chain, for an answer */
+	bool waiting;			/* the next chain, for an answer or for the renderer */
+	bool asked;			/* the next chain, and whoever knows the modes was told */
 	int nr, at;			/* chains that were taken, the next of them */
 	struct ring_chain *chains[GPU_BATCH];
 };
@@ -122,6 +140,13 @@ struct gpu_cmd {
 		struct virtio_gpu_resource_create_blob create_blob;
 		struct virtio_gpu_set_scanout_blob set_scanout_blob;
 		struct virtio_gpu_update_cursor cursor;
+		struct virtio_gpu_get_capset_info get_capset_info;
+		struct virtio_gpu_get_capset get_capset;
+		struct virtio_gpu_ctx_create context_create;
+		struct virtio_gpu_ctx_resource context_resource;
+		struct virtio_gpu_resource_create_3d create_3d;
+		struct virtio_gpu_transfer_host_3d transfer_3d;
+		struct virtio_gpu_cmd_submit submit;
 	} in;
 	uint32_t in_len;		/* of the fixed part, bytes */
 	union {
@@ -129,6 +154,11 @@ struct gpu_cmd {
 		struct virtio_gpu_resp_display_info display_info;
 		struct virtio_gpu_resp_edid edid;
 		struct virtio_gpu_resp_resource_uuid uuid;
+		struct virtio_gpu_resp_capset_info capset_info;
+		struct {
+			struct virtio_gpu_ctrl_hdr hdr;
+			uint8_t data[GPU_CAPSET_BYTES];
+		} capset;
 	} out;
 	uint32_t out_len;		/* bytes of the reply */
 };
@@ -139,16 +169,27 @@ static inline bool gpu_rect_inside(const struct virtio_gpu_rect *r, uint32_t wid
 	       r->height <= height - r->y;
 }
 
-/* command.c: does @cmd; the reply's type. */
+/* command.c: does @cmd; the reply's type, GPU_HELD or GPU_AGAIN. */
 uint32_t gpu_command(struct gpu *gpu, struct gpu_cmd *cmd);
 void gpu_cursor_command(struct gpu *gpu, const struct gpu_cmd *cmd);
+/* The cursor of @scanout looks like @res. */
+void gpu_cursor_image(struct gpu *gpu, uint32_t scanout, const struct gpu_resource *res);
 /* Bytes of the fixed part of commands of @type; 0: unknown. */
 uint32_t gpu_command_len(uint32_t type);
+
+/* queue.c: write the reply to what was @asked, @out of @len bytes, which begins with its header. Bytes written. */
+uint32_t gpu_reply(struct gpu *gpu, struct ring_chain *chain, const struct virtio_gpu_ctrl_hdr *asked, uint32_t type, void *out,
+		   uint32_t len);
+/* Answers came: chains were pushed, and what waits for the renderer is tried again. On the worker. */
+void gpu_queue_went_on(struct gpu *gpu);
 
 /* resource.c: the replies' types are returned, VIRTIO_GPU_RESP_OK_NODATA where all went well. */
 struct gpu_resource *gpu_resource_find(struct gpu *gpu, uint32_t id);
 uint32_t gpu_resource_make(struct gpu *gpu, uint32_t id, uint64_t image, struct gpu_resource **out);
 void gpu_resource_drop(struct gpu *gpu, struct gpu_resource *res);
+/* @cost more bytes of the guest's: false where that is too much. */
+bool gpu_resource_charge(struct gpu *gpu, struct gpu_resource *res, uint64_t cost);
+void gpu_resource_refund(struct gpu *gpu, struct gpu_resource *res, uint64_t cost);
 /* Its pages are the @nr entries at @at of the command. */
 uint32_t gpu_backing_take(struct gpu *gpu, struct gpu_resource *res, const struct ring_chain *chain, uint32_t at,
 			  uint32_t nr);
@@ -160,6 +201,8 @@ bool gpu_backing_copy(struct gpu *gpu, const struct gpu_resource *res, uint64_t 
 uint8_t *gpu_image_new(uint64_t bytes);
 uint8_t *gpu_image_hold(uint8_t *image);
 void gpu_image_drop(uint8_t *image);
+/* One whose pixels are @bytes of @fd, shared with the renderer. */
+uint8_t *gpu_image_map(int fd, uint64_t bytes);
 
 /* scanout.c */
 bool gpu_format_known(uint32_t format);

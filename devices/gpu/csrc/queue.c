@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 /*
- * queue.c - the two queues: chains in, commands done in their order, replies out. A fence is over when its command is, since
- * nothing here is left to be done later.
+ * queue.c - the two queues: chains in, commands done in their order, replies out. A fence of a 2D command is over when the
+ * command is; while the renderer has fences under way it joins them, since a guest takes fences to end in their order.
  */
 #include <stdlib.h>
 #include <unistd.h>
 
-#include "devices/gpu/csrc/gpu_int.h"
+#include "devices/gpu/csrc/remote.h"
 
 static struct gpu_queue *queue_of(struct ring_source *source)
 {
@@ -20,32 +20,57 @@ static void read_command(struct gpu_cmd *cmd, struct ring_chain *chain)
 	cmd->in_len = ring_chain_read(chain, 0, &cmd->in, sizeof(cmd->in));
 }
 
-/* Bytes of the reply. */
-static uint32_t control(struct gpu *gpu, struct gpu_cmd *cmd)
+uint32_t gpu_reply(struct gpu *gpu, struct ring_chain *chain, const struct virtio_gpu_ctrl_hdr *asked, uint32_t type, void *out,
+		   uint32_t len)
 {
-	struct virtio_gpu_ctrl_hdr *out = &cmd->out.hdr;
-	uint32_t type = VIRTIO_GPU_RESP_ERR_UNSPEC;
+	struct virtio_gpu_ctrl_hdr *hdr = out;
 
-	cmd->out_len = sizeof(*out);
-	if (cmd->in_len >= sizeof(cmd->in.hdr))
-		type = gpu_command(gpu, cmd);
-	memset(out, 0, sizeof(*out));
-	out->type = type;
+	memset(hdr, 0, sizeof(*hdr));
+	hdr->type = type;
 	if (type >= VIRTIO_GPU_RESP_ERR_UNSPEC) {
-		cmd->out_len = sizeof(*out);
+		len = sizeof(*hdr);
 		if (type - VIRTIO_GPU_RESP_ERR_UNSPEC < GPU_ERRORS)
 			ring_count(&gpu->stats.errors[type - VIRTIO_GPU_RESP_ERR_UNSPEC], 1);
 	}
-	if (cmd->in_len >= sizeof(cmd->in.hdr) && cmd->in.hdr.flags & VIRTIO_GPU_FLAG_FENCE) {
-		out->flags = cmd->in.hdr.flags & (VIRTIO_GPU_FLAG_FENCE | VIRTIO_GPU_FLAG_INFO_RING_IDX);
-		out->fence_id = cmd->in.hdr.fence_id;
-		out->ctx_id = cmd->in.hdr.ctx_id;
-		out->ring_idx = cmd->in.hdr.ring_idx;
+	if (asked->flags & VIRTIO_GPU_FLAG_FENCE) {
+		hdr->flags = asked->flags & (VIRTIO_GPU_FLAG_FENCE | VIRTIO_GPU_FLAG_INFO_RING_IDX);
+		hdr->fence_id = asked->fence_id;
+		hdr->ctx_id = asked->ctx_id;
+		hdr->ring_idx = asked->ring_idx;
 	}
 	ring_count(&gpu->stats.commands, 1);
-	if (cmd->chain->in_bytes < sizeof(*out))
-		return 0;
-	return ring_chain_write(cmd->chain, 0, &cmd->out, cmd->out_len);
+	return chain->in_bytes < sizeof(*hdr) ? 0 : ring_chain_write(chain, 0, out, len);
+}
+
+/* Its fence has to wait for those that the renderer has. */
+static bool joins(const struct gpu *gpu, const struct gpu_cmd *cmd)
+{
+	return cmd->in.hdr.flags & VIRTIO_GPU_FLAG_FENCE && gpu->remote && gpu->remote->wire && gpu->remote->fences;
+}
+
+/* Do it. GPU_HELD and GPU_AGAIN as gpu_command(); all else: it was done, the reply is written. */
+static uint32_t control(struct gpu *gpu, struct gpu_cmd *cmd, uint32_t *written)
+{
+	struct gpu_remote *rm = gpu->remote;
+	uint32_t type = VIRTIO_GPU_RESP_ERR_UNSPEC;
+	struct gpu_slot *slot;
+
+	cmd->out_len = sizeof(cmd->out.hdr);
+	if (cmd->in_len < sizeof(cmd->in.hdr))
+		memset(&cmd->in.hdr, 0, sizeof(cmd->in.hdr));
+	if (joins(gpu, cmd) && !gpu_remote_room(rm, 1, 0))
+		return GPU_AGAIN;
+	if (cmd->in_len >= sizeof(cmd->in.hdr))
+		type = gpu_command(gpu, cmd);
+	if (type == GPU_HELD || type == GPU_AGAIN)
+		return type;
+	*written = gpu_reply(gpu, cmd->chain, &cmd->in.hdr, type, &cmd->out, cmd->out_len);
+	if (!joins(gpu, cmd))
+		return type;
+	slot = gpu_remote_slot(rm, cmd, GPU_AFTER_FENCE);
+	slot->written = *written;
+	gpu_remote_put(rm, WIRE_NOTHING, NULL, 0, slot);
+	return GPU_HELD;
 }
 
 /* What a monitor is: Linux asks for its EDID first, then for its mode. */
@@ -63,7 +88,7 @@ static bool must_wait(struct gpu_queue *q, const struct gpu_cmd *cmd, int budget
 
 	if (q->cursor || gpu->asked < 0 || !asks_modes(cmd))
 		return false;
-	if (!q->waiting) {
+	if (!q->asked) {
 		gpu->answered = false;
 		if (write(gpu->asked, &one, sizeof(one)) < 0)
 			return false;
@@ -84,17 +109,21 @@ static int queue_poll(struct ring_source *source, int budget)
 	}
 	for (; q->at < q->nr; q->at++, done++) {
 		struct ring_chain *chain = q->chains[q->at];
-		uint32_t written = 0;
+		uint32_t written = 0, type = 0;
 
 		read_command(&cmd, chain);
-		q->waiting = must_wait(q, &cmd, budget);
+		q->waiting = q->asked = must_wait(q, &cmd, budget);
 		if (q->waiting)
 			break;
 		if (q->cursor)
 			gpu_cursor_command(q->gpu, &cmd);
 		else
-			written = control(q->gpu, &cmd);
-		ring_vq_push(source->vq, chain, written);
+			type = control(q->gpu, &cmd, &written);
+		q->waiting = type == GPU_AGAIN;
+		if (q->waiting)
+			break;
+		if (type != GPU_HELD)
+			ring_vq_push(source->vq, chain, written);
 	}
 	if (done)
 		ring_vq_flush(source->vq);
@@ -114,6 +143,19 @@ static void queue_flush(struct ring_source *source)
 	ring_vq_flush(source->vq);
 }
 
+void gpu_queue_went_on(struct gpu *gpu)
+{
+	struct gpu_queue *q = gpu->control;
+
+	if (!q)
+		return;
+	if (q->waiting) {
+		queue_poll(&q->source, 0);	/* what it has taken; paused, nobody else would */
+		q->source.stalled = true;
+	}
+	ring_source_completed(&q->source);
+}
+
 static const struct ring_source_ops queue_ops = {
 	.poll = queue_poll,
 	.flush = queue_flush,
@@ -130,6 +172,8 @@ struct ring_source *gpu_queue_new(struct gpu *gpu, struct ring_vq *vq, struct ri
 	q->cursor = cursor != 0;
 	gpu->mem = mem;
 	gpu->nr_queues++;
+	if (!cursor)
+		gpu->control = q;
 	return &q->source;
 }
 
@@ -137,6 +181,8 @@ void gpu_queue_free(struct ring_source *source)
 {
 	struct gpu *gpu = queue_of(source)->gpu;
 
+	if (gpu->control == queue_of(source))
+		gpu->control = NULL;
 	if (--gpu->nr_queues == 0)
 		gpu->mem = NULL;	/* may be gone from now on */
 	free(source);
@@ -162,6 +208,7 @@ void gpu_free(struct gpu *gpu)
 	if (!gpu)
 		return;
 	gpu_reset(gpu);
+	gpu_remote_free(gpu->remote);
 	free(gpu);
 }
 
@@ -172,6 +219,8 @@ void gpu_set_features(struct gpu *gpu, uint64_t features)
 
 void gpu_reset(struct gpu *gpu)
 {
+	if (gpu->remote)
+		gpu_remote_reset(gpu->remote);
 	for (uint32_t i = 0; i < gpu->nr_scanouts; i++) {
 		gpu_scanout_off(gpu, i);
 		gpu->scanouts[i].cursor.shown = false;

@@ -3,14 +3,28 @@
  * resource.c - what a guest makes: images, blobs, and the pages behind them.
  */
 #include <stdlib.h>
+#include <sys/mman.h>
+#include <sys/mman.h>
 
 #include "devices/gpu/csrc/gpu_int.h"
 #include "ring/csrc/mem.h"
 
 enum {
 	ENTRIES = 64,		/* of a list of pages, read at once */
-	IMAGE_AT = 64,		/* of an image, behind the count of those who hold it */
+	HUGE = 2 << 20,
+	IMAGE_AT = 64,		/* of an image, behind its head */
+	PAGE = 4096,
 };
+
+struct image_head {
+	_Atomic uint32_t holders;
+	uint64_t mapped;	/* bytes; 0: allocated */
+};
+
+static struct image_head *head_of(uint8_t *image)
+{
+	return (struct image_head *)(void *)(image - IMAGE_AT);
+}
 
 uint8_t *gpu_image_new(uint64_t bytes)
 {
@@ -18,20 +32,40 @@ uint8_t *gpu_image_new(uint64_t bytes)
 
 	if (!all)
 		return NULL;
-	*(_Atomic uint32_t *)(void *)all = 1;
+	head_of(all + IMAGE_AT)->holders = 1;
 	return all + IMAGE_AT;
 }
 
 uint8_t *gpu_image_hold(uint8_t *image)
 {
-	atomic_fetch_add((_Atomic uint32_t *)(void *)(image - IMAGE_AT), 1);
+	atomic_fetch_add(&head_of(image)->holders, 1);
 	return image;
 }
 
 void gpu_image_drop(uint8_t *image)
 {
-	if (image && atomic_fetch_sub((_Atomic uint32_t *)(void *)(image - IMAGE_AT), 1) == 1)
+	if (!image || atomic_fetch_sub(&head_of(image)->holders, 1) != 1)
+		return;
+	if (head_of(image)->mapped)
+		munmap(image - PAGE, head_of(image)->mapped);
+	else
 		free(image - IMAGE_AT);
+}
+
+/* The head is ours alone: a page before what is shared. */
+uint8_t *gpu_image_map(int fd, uint64_t bytes)
+{
+	uint8_t *all = mmap(NULL, PAGE + bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+
+	if (all == MAP_FAILED)
+		return NULL;
+	if (mmap(all + PAGE, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, fd, 0) == MAP_FAILED) {
+		munmap(all, PAGE + bytes);
+		return NULL;
+	}
+	head_of(all + PAGE)->holders = 1;
+	head_of(all + PAGE)->mapped = PAGE + bytes;
+	return all + PAGE;
 }
 
 static struct gpu_resource **bucket_of(struct gpu *gpu, uint32_t id)
@@ -48,8 +82,7 @@ struct gpu_resource *gpu_resource_find(struct gpu *gpu, uint32_t id)
 	return res;
 }
 
-/* @cost more bytes of the guest's: false where that is too much. */
-static bool charge(struct gpu *gpu, struct gpu_resource *res, uint64_t cost)
+bool gpu_resource_charge(struct gpu *gpu, struct gpu_resource *res, uint64_t cost)
 {
 	if (cost > gpu->limits.bytes - gpu->bytes)
 		return false;
@@ -59,7 +92,7 @@ static bool charge(struct gpu *gpu, struct gpu_resource *res, uint64_t cost)
 	return true;
 }
 
-static void refund(struct gpu *gpu, struct gpu_resource *res, uint64_t cost)
+void gpu_resource_refund(struct gpu *gpu, struct gpu_resource *res, uint64_t cost)
 {
 	gpu->bytes -= cost;
 	res->cost -= cost;
@@ -83,19 +116,20 @@ uint32_t gpu_resource_make(struct gpu *gpu, uint32_t id, uint64_t image, struct 
 	res = calloc(1, sizeof(*res));
 	if (!res)
 		return VIRTIO_GPU_RESP_ERR_OUT_OF_MEMORY;
-	if (!charge(gpu, res, sizeof(*res) + image)) {
+	if (!gpu_resource_charge(gpu, res, sizeof(*res) + image)) {
 		free(res);
 		return VIRTIO_GPU_RESP_ERR_OUT_OF_MEMORY;
 	}
 	if (image) {
 		res->image = gpu_image_new(image);
 		if (!res->image) {
-			refund(gpu, res, res->cost);
+			gpu_resource_refund(gpu, res, res->cost);
 			free(res);
 			return VIRTIO_GPU_RESP_ERR_OUT_OF_MEMORY;
 		}
 	}
 	res->id = id;
+	res->serial = ++gpu->serial;
 	res->size = image;
 	res->next = *bucket;
 	*bucket = res;
@@ -116,7 +150,7 @@ void gpu_resource_drop(struct gpu *gpu, struct gpu_resource *res)
 		at = &(*at)->next;
 	*at = res->next;
 	gpu_backing_drop(gpu, res);
-	refund(gpu, res, res->cost);
+	gpu_resource_refund(gpu, res, res->cost);
 	count_resources(gpu, gpu->nr_resources - 1);
 	gpu_image_drop(res->image);
 	free(res);
@@ -126,7 +160,7 @@ void gpu_resource_drop(struct gpu *gpu, struct gpu_resource *res)
 
 void gpu_backing_drop(struct gpu *gpu, struct gpu_resource *res)
 {
-	refund(gpu, res, (uint64_t)res->backing.nr * sizeof(*res->backing.pages));
+	gpu_resource_refund(gpu, res, (uint64_t)res->backing.nr * sizeof(*res->backing.pages));
 	free(res->backing.pages);
 	memset(&res->backing, 0, sizeof(res->backing));
 }
@@ -159,11 +193,11 @@ uint32_t gpu_backing_take(struct gpu *gpu, struct gpu_resource *res, const struc
 		return VIRTIO_GPU_RESP_ERR_UNSPEC;
 	if (!nr || (uint64_t)nr * sizeof(entries[0]) > chain->out_bytes - at)
 		return VIRTIO_GPU_RESP_ERR_INVALID_PARAMETER;
-	if (!charge(gpu, res, cost))
+	if (!gpu_resource_charge(gpu, res, cost))
 		return VIRTIO_GPU_RESP_ERR_OUT_OF_MEMORY;
 	b.pages = malloc(cost);
 	if (!b.pages) {
-		refund(gpu, res, cost);
+		gpu_resource_refund(gpu, res, cost);
 		return VIRTIO_GPU_RESP_ERR_OUT_OF_MEMORY;
 	}
 	for (uint32_t i = 0; i < nr; i += ENTRIES) {
@@ -173,7 +207,7 @@ uint32_t gpu_backing_take(struct gpu *gpu, struct gpu_resource *res, const struc
 		for (uint32_t j = 0; j < n; j++) {
 			if (!add_page(&b, entries[j].addr, entries[j].length)) {
 				free(b.pages);
-				refund(gpu, res, cost);
+				gpu_resource_refund(gpu, res, cost);
 				return VIRTIO_GPU_RESP_ERR_INVALID_PARAMETER;
 			}
 		}
@@ -181,7 +215,7 @@ uint32_t gpu_backing_take(struct gpu *gpu, struct gpu_resource *res, const struc
 	fewer = realloc(b.pages, b.nr * sizeof(*b.pages));
 	if (fewer)
 		b.pages = fewer;
-	refund(gpu, res, cost - b.nr * sizeof(*b.pages));
+	gpu_resource_refund(gpu, res, cost - b.nr * sizeof(*b.pages));
 	res->backing = b;
 	return VIRTIO_GPU_RESP_OK_NODATA;
 }

@@ -1,0 +1,103 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * remote.h - the renderer as the display sees it: commands that are under way there, and what follows their answers.
+ *
+ * The renderer is another process (devices/gpu/render), started and ended by Python. Its memory is believed as little as a
+ * guest's: an answer that cannot be makes the renderer lost, as its death does. Then everything under way is answered with
+ * an error, and 3D commands are, until the guest resets the device.
+ */
+#ifndef GPU_REMOTE_H
+#define GPU_REMOTE_H
+
+#include "devices/gpu/csrc/gpu_int.h"
+#include "devices/gpu/render/csrc/wire.h"
+
+/* What is done when an answer comes, besides passing it on. */
+enum gpu_after {
+	GPU_AFTER_NOTHING,
+	GPU_AFTER_FENCE,		/* the reply is in the chain already */
+	GPU_AFTER_CONTEXT,		/* was made: or not, then it is forgotten */
+	GPU_AFTER_RESOURCE,		/* likewise */
+	GPU_AFTER_READ,			/* the image has changed: damage */
+	GPU_AFTER_CURSOR,		/* likewise: the cursor of a scanout */
+};
+
+/* A command under way. */
+struct gpu_slot {
+	struct ring_chain *chain;	/* NULL: no guest waits */
+	struct virtio_gpu_ctrl_hdr asked;
+	uint32_t written;		/* of the reply, for GPU_AFTER_FENCE */
+	uint32_t id;			/* of the context, the resource */
+	uint64_t serial;		/* of the resource */
+	uint32_t scanout;
+	struct virtio_gpu_rect rect;
+	uint16_t next;			/* free one */
+	uint8_t after;
+	bool used, fenced;
+};
+
+struct gpu_remote {
+	struct ring_source source;	/* answers; first */
+	struct gpu *gpu;
+	int state;			/* GPU_3D_* */
+	bool touched;			/* a guest has used it since it was started */
+	struct wire *wire;		/* NULL unless up */
+	int commands, socket;		/* not owned */
+	uint32_t head, answered;
+	uint32_t fences;		/* under way */
+	uint32_t under_way;
+	uint16_t free;			/* first of the free slots */
+	struct gpu_slot slots[WIRE_SLOTS];
+	uint64_t done;			/* answers, __atomic */
+	uint32_t max_contexts, nr_contexts;
+	uint32_t *contexts;
+	uint32_t nr_capsets;
+	struct gpu_capset {
+		uint32_t id, version, bytes;
+		uint8_t *data;
+	} capsets[WIRE_CAPSETS];
+};
+
+/* Room for @messages with @bytes of data in all, and a slot? */
+bool gpu_remote_room(const struct gpu_remote *rm, uint32_t messages, uint64_t bytes);
+/*
+ * A message of @bytes, after gpu_remote_room(): where its data goes. @slot: NULL, or its answer's. gpu_remote_send() sends
+ * it, and whatever was begun before.
+ */
+void *gpu_remote_begin(struct gpu_remote *rm, enum wire_op op, uint32_t bytes, struct gpu_slot *slot);
+void gpu_remote_send(struct gpu_remote *rm);
+/* begin and send */
+void gpu_remote_put(struct gpu_remote *rm, enum wire_op op, const void *data, uint32_t bytes, struct gpu_slot *slot);
+/* A slot for @cmd (NULL: no guest waits), after gpu_remote_room(). */
+struct gpu_slot *gpu_remote_slot(struct gpu_remote *rm, const struct gpu_cmd *cmd, enum gpu_after after);
+/* Pass a descriptor to the renderer, whose next message tells what for. False: it takes none. */
+bool gpu_remote_pass(struct gpu_remote *rm, int fd);
+/* Everything under way is answered with an error. */
+void gpu_remote_fail(struct gpu_remote *rm);
+void gpu_remote_reset(struct gpu_remote *rm);
+void gpu_remote_free(struct gpu_remote *rm);
+
+bool gpu_context_known(const struct gpu_remote *rm, uint32_t id);
+void gpu_context_forget(struct gpu_remote *rm, uint32_t id);
+
+/* command3d.c: as command.c's. */
+uint32_t gpu_get_capset_info(struct gpu *gpu, struct gpu_cmd *cmd);
+uint32_t gpu_get_capset(struct gpu *gpu, struct gpu_cmd *cmd);
+uint32_t gpu_context_create(struct gpu *gpu, struct gpu_cmd *cmd);
+uint32_t gpu_context_destroy(struct gpu *gpu, struct gpu_cmd *cmd);
+uint32_t gpu_context_attach(struct gpu *gpu, struct gpu_cmd *cmd);
+uint32_t gpu_context_detach(struct gpu *gpu, struct gpu_cmd *cmd);
+uint32_t gpu_create_3d(struct gpu *gpu, struct gpu_cmd *cmd);
+uint32_t gpu_to_host_3d(struct gpu *gpu, struct gpu_cmd *cmd);
+uint32_t gpu_from_host_3d(struct gpu *gpu, struct gpu_cmd *cmd);
+uint32_t gpu_submit(struct gpu *gpu, struct gpu_cmd *cmd);
+/* What 2D commands do with resources that the renderer has, too. GPU_HELD, GPU_AGAIN, or the reply's type. */
+uint32_t gpu_3d_attach(struct gpu *gpu, struct gpu_resource *res, const struct gpu_cmd *cmd);
+uint32_t gpu_3d_detach(struct gpu *gpu, struct gpu_resource *res, const struct gpu_cmd *cmd);
+uint32_t gpu_3d_unref(struct gpu *gpu, struct gpu_resource *res, const struct gpu_cmd *cmd);
+uint32_t gpu_3d_transfer(struct gpu *gpu, struct gpu_resource *res, const struct gpu_cmd *cmd);
+/* Read @rect of it back into its image, for @after; @cmd NULL: nobody waits for it. */
+uint32_t gpu_3d_read(struct gpu *gpu, struct gpu_resource *res, const struct virtio_gpu_rect *rect, const struct gpu_cmd *cmd,
+		     enum gpu_after after, uint32_t scanout);
+
+#endif

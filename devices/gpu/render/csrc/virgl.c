@@ -1,0 +1,200 @@
+// SPDX-License-Identifier: Apache-2.0
+/*
+ * virgl.c - a renderer by libvirglrenderer: OpenGL of the host, on a GPU or by Mesa's software renderer.
+ *
+ * Fences are waited for by a thread of the library, which writes an eventfd. What the library says of a guest's mistakes goes
+ * nowhere but for the first few lines: a guest can make any number of them.
+ */
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <unistd.h>
+#include <virglrenderer.h>
+
+#include "devices/gpu/render/csrc/render_int.h"
+
+enum { OK = VIRTIO_GPU_RESP_OK_NODATA, UNSPEC = VIRTIO_GPU_RESP_ERR_UNSPEC, BAD_PARAMETER = VIRTIO_GPU_RESP_ERR_INVALID_PARAMETER };
+
+enum {
+	LINES = 16,		/* of the library's words */
+	Y_0_TOP = 1,		/* flag of a resource: its first row is the uppermost */
+};
+
+struct virgl_box {
+	uint32_t x, y, z, w, h, d;
+};
+
+static int node = -1;
+static bool started;		/* what it says of itself at its start is of no use */
+
+static void fenced(void *cookie, uint32_t number)
+{
+	(void)cookie;
+	render_fenced(number);
+}
+
+static int drm_fd(void *cookie)
+{
+	(void)cookie;
+	return node < 0 ? -1 : dup(node);
+}
+
+static void say(const char *words, va_list args)
+{
+	static int said;
+
+	if (started && said++ < LINES)
+		vfprintf(stderr, words, args);
+}
+
+static int init(struct render *r, const struct render_options *options, struct wire_ready *ready, const char **words)
+{
+	static struct virgl_renderer_callbacks callbacks = {.version = 2, .write_fence = fenced, .get_drm_fd = drm_fd};
+	int flags = VIRGL_RENDERER_USE_EGL | VIRGL_RENDERER_THREAD_SYNC;
+
+	node = options->node;
+	if (node < 0)
+		flags |= VIRGL_RENDERER_USE_SURFACELESS;
+	virgl_set_debug_callback(say);
+	if (virgl_renderer_init(r, flags, &callbacks)) {
+		*words = "no OpenGL to be had by EGL; install libegl-mesa0 and libgl1-mesa-dri";
+		return -ENODEV;
+	}
+	for (uint32_t id = VIRTIO_GPU_CAPSET_VIRGL; id <= VIRTIO_GPU_CAPSET_VIRGL2; id++) {
+		uint32_t version = 0, bytes = 0, at = ready->nr_capsets;
+
+		virgl_renderer_get_cap_set(id, &version, &bytes);
+		if (!bytes || bytes > WIRE_CAPSET_BYTES)
+			continue;
+		virgl_renderer_fill_caps(id, version, ready->capsets[at].data);
+		ready->capsets[at].id = id;
+		ready->capsets[at].version = version;
+		ready->capsets[at].bytes = bytes;
+		ready->nr_capsets++;
+	}
+	started = true;
+	return 0;
+}
+
+static int fence_fd(void)
+{
+	return virgl_renderer_get_poll_fd();
+}
+
+static void fence(uint32_t number)
+{
+	/* one line of time: the library's context 0 */
+	if (virgl_renderer_create_fence((int)number, 0))
+		render_fenced(number);
+}
+
+static void look(void)
+{
+	virgl_renderer_poll();
+}
+
+static uint32_t context_create(const struct wire_context *what)
+{
+	char name[sizeof(what->name) + 1] = {0};
+
+	memcpy(name, what->name, what->name_bytes);
+	return virgl_renderer_context_create(what->context, what->name_bytes, name) ? UNSPEC : OK;
+}
+
+static void context_destroy(uint32_t id)
+{
+	virgl_renderer_context_destroy(id);
+}
+
+static void attach(uint32_t context, const struct render_resource *res, bool on)
+{
+	if (on)
+		virgl_renderer_ctx_attach_resource((int)context, (int)res->what.id);
+	else
+		virgl_renderer_ctx_detach_resource((int)context, (int)res->what.id);
+}
+
+static uint32_t resource_create(struct render_resource *res)
+{
+	const struct wire_resource *what = &res->what;
+	struct virgl_renderer_resource_create_args args = {
+		.handle = what->id,
+		.target = what->target,
+		.format = what->format,
+		.bind = what->bind,
+		.width = what->width,
+		.height = what->height,
+		.depth = what->depth,
+		.array_size = what->array_size,
+		.last_level = what->last_level,
+		.nr_samples = what->nr_samples,
+		.flags = what->flags,
+	};
+
+	return virgl_renderer_resource_create(&args, NULL, 0) ? BAD_PARAMETER : OK;
+}
+
+static void resource_unref(struct render_resource *res)
+{
+	virgl_renderer_resource_unref(res->what.id);
+}
+
+static uint32_t backing(struct render_resource *res, bool on)
+{
+	struct iovec *iov;
+	int nr;
+
+	if (on)
+		return virgl_renderer_resource_attach_iov((int)res->what.id, res->iov, res->nr_iov) ? UNSPEC : OK;
+	virgl_renderer_resource_detach_iov((int)res->what.id, &iov, &nr);
+	return OK;
+}
+
+static uint32_t transfer(struct render_resource *res, const struct wire_transfer *t, bool to_host)
+{
+	struct virgl_box box = {t->x, t->y, t->z, t->width, t->height, t->depth};
+	int rc = to_host ? virgl_renderer_transfer_write_iov(res->what.id, t->context, (int)t->level, t->stride,
+							     t->layer_stride, &box, t->offset, NULL, 0) :
+			   virgl_renderer_transfer_read_iov(res->what.id, t->context, t->level, t->stride, t->layer_stride,
+							    &box, t->offset, NULL, 0);
+
+	return rc ? BAD_PARAMETER : OK;
+}
+
+/* Rows from @y on to the image, where they are from the top down. */
+static uint32_t read_rows(struct render_resource *res, const struct wire_transfer *t, uint32_t y, uint32_t to, uint32_t rows)
+{
+	uint32_t stride = res->what.width * RENDER_PIXEL;
+	struct virgl_box box = {t->x, y, 0, t->width, rows, 1};
+	struct iovec iov = {res->image, res->image_bytes};
+	uint64_t at = (uint64_t)to * stride + (uint64_t)t->x * RENDER_PIXEL;
+
+	return virgl_renderer_transfer_read_iov(res->what.id, 0, 0, stride, 0, &box, at, &iov, 1) ? UNSPEC : OK;
+}
+
+static uint32_t read_back(struct render_resource *res, const struct wire_transfer *t)
+{
+	return read_rows(res, t, t->y, t->y, t->height);
+}
+
+static uint32_t submit(uint32_t context, uint32_t *words, uint32_t nr)
+{
+	return virgl_renderer_submit_cmd(words, (int)context, (int)nr) ? BAD_PARAMETER : OK;
+}
+
+const struct render_draw render_draw = {
+	.about = "virgl, by libvirglrenderer",
+	.init = init,
+	.fence_fd = fence_fd,
+	.fence = fence,
+	.look = look,
+	.context_create = context_create,
+	.context_destroy = context_destroy,
+	.attach = attach,
+	.resource_create = resource_create,
+	.resource_unref = resource_unref,
+	.backing = backing,
+	.transfer = transfer,
+	.read = read_back,
+	.submit = submit,
+};

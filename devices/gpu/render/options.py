@@ -1,0 +1,40 @@
+"""What ``vhost gpu`` takes for 3D."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Any
+
+from devices.gpu.render.renderer import Renderer, RendererError, open_renderer
+from vhost.plugin import ConfigError, Option
+
+__all__ = ["OPTIONS", "open_3d"]
+
+OPTIONS = (
+    Option("virgl", "flag", "offer 3D: OpenGL for the guest (virgl); by the CPU unless there is a render node", False),
+    Option("render-node", "path", "the GPU that draws: /dev/dri/renderD128; takes --virgl", metavar="PATH"),
+    Option("venus", "flag", "offer Vulkan", False),
+    Option("max-contexts", "int", "most 3D contexts of the guest", 256, minimum=1, maximum=1 << 16),
+)
+
+
+@asynccontextmanager
+async def open_3d(values: Mapping[str, Any]) -> AsyncIterator[Renderer | None]:
+    """The renderer that option values (of `OPTIONS`) ask for; None: 2D only.
+
+    Raises:
+        ConfigError: the user can mend it.
+    """
+    if values["venus"]:
+        raise ConfigError("venus: there is no Vulkan for guests yet; --virgl gives them OpenGL")
+    if values["render_node"] is not None and not values["virgl"]:
+        raise ConfigError("render-node is the GPU that draws 3D; give --virgl with it")
+    if not values["virgl"]:
+        yield None
+        return
+    try:
+        async with open_renderer("virgl", node=values["render_node"]) as renderer:
+            yield renderer
+    except RendererError as exc:
+        raise ConfigError(f"virgl: {exc}") from exc
