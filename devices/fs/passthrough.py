@@ -112,7 +112,8 @@ class Passthrough(NativeServer):
     Args:
         path: the folder.
         cache: what guests may keep: "never": nothing; "metadata": names and attributes, for a day; "auto": contents
-            until they change, names and attributes for a second; "always": everything, as if nobody else changed it.
+            until they change, names and attributes for a second; "always": everything, as if nobody else changed it;
+            with `readonly`, nothing has to be opened either, and locks are the guest's own.
         timeout: how long guests trust names and attributes, seconds; None: as `cache` says.
         negative_timeout: how long they trust that a name is not there, seconds.
         inode_file_handles: how files are found again: "prefer": by handles of the file system, descriptors where it
@@ -206,6 +207,10 @@ class Passthrough(NativeServer):
         for what, translation in (("uid", uids), ("gid", gids)):
             _put_ranges(opt, what, translation or IdTranslation(), keep)
         self.migration = _one_of("migration", migration, _MIGRATIONS)
+        # what never changes needs no descriptor to be what it was
+        opt.no_open = readonly and cache == "always"
+        if opt.no_open:
+            opt.flock = opt.posix_lock = False
         opt.dax = _one_of("dax", dax, _DAX_FROM) != "never"
         opt.dax_from = _DAX_FROM[dax]
         if not 0 < dax_window <= 1 << 40 or dax_window % UNIT:

@@ -218,8 +218,8 @@ static int create_at(struct pass *fs, struct fs_req *req, int dir_fd, int flags)
 			fd = openat(dir_fd, ".", (flags & ~O_DIRECT) | O_TMPFILE | ((int)in->flags & O_EXCL),
 				    in->mode & 07777);
 		else
-			fd = openat(dir_fd, req->name, (flags & ~O_DIRECT) | O_CREAT | O_EXCL | O_NOFOLLOW,
-				    in->mode & 07777);
+			fd = pass_open_below(dir_fd, req->name, (flags & ~O_DIRECT) | O_CREAT | O_EXCL | O_NOFOLLOW,
+					     in->mode & 07777);
 	} while (fd < 0 && pass_fds_relieve(fs, -errno));
 	return fd < 0 ? -errno : fd;
 }

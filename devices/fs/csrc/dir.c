@@ -210,11 +210,11 @@ static bool waits(struct pass *fs, const struct pass_file *file)
 	return pass_inode_mount(fs, file->inode)->waits;
 }
 
-static int read_dir(struct pass *fs, struct fs_req *req, bool plus, bool pool)
+static int read_dir(struct pass *fs, struct fs_req *req, struct pass_inode *inode, bool plus, bool pool)
 {
 	const struct fuse_read_in *in = FS_ARG(req, fuse_read_in);
 	struct sink sink = {.iov = req->room, .room = req->room_len};
-	struct pass_file *file = pass_file_get(fs, in->fh);
+	struct pass_file *file = pass_file_at(fs, inode, in->fh);
 	struct pass_dir *dir;
 	int err;
 
@@ -240,14 +240,12 @@ static int read_dir(struct pass *fs, struct fs_req *req, bool plus, bool pool)
 
 int pass_readdir(struct pass *fs, struct fs_req *req, struct pass_inode *inode, bool pool)
 {
-	(void)inode;
-	return read_dir(fs, req, false, pool);
+	return read_dir(fs, req, inode, false, pool);
 }
 
 int pass_readdirplus(struct pass *fs, struct fs_req *req, struct pass_inode *inode, bool pool)
 {
-	(void)inode;
-	return read_dir(fs, req, true, pool);
+	return read_dir(fs, req, inode, true, pool);
 }
 
 int pass_opendir(struct pass *fs, struct fs_req *req, struct pass_inode *inode, bool pool)
@@ -256,6 +254,8 @@ int pass_opendir(struct pass *fs, struct fs_req *req, struct pass_inode *inode, 
 	int fd, err, flags = O_RDONLY | O_DIRECTORY;
 
 	(void)pool;
+	if (pass_no_open(fs, FUSE_NO_OPENDIR_SUPPORT))
+		return -ENOSYS;
 	if (pass_inode_type(inode) != S_IFDIR)
 		return -ENOTDIR;
 	fd = pass_inode_open(fs, inode, flags);

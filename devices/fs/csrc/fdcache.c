@@ -9,7 +9,9 @@
  */
 #include "devices/fs/csrc/pass_int.h"
 
+#include <linux/openat2.h>
 #include <stdlib.h>
+#include <sys/syscall.h>
 
 #define FD_USER (1ull << 32)
 #define FD_RECENT (1ull << 31)
@@ -147,6 +149,26 @@ static bool put_into(struct pass *fs, struct pass_inode *inode, int fd, int *old
 	return true;
 }
 
+int pass_open_below(int dir_fd, const char *name, int flags, mode_t mode)
+{
+	static _Atomic bool old_kernel;
+	struct open_how how = {
+		.flags = (uint64_t)(flags | O_CLOEXEC),
+		.mode = mode,
+		.resolve = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS,
+	};
+	int fd;
+
+	while (!atomic_load_explicit(&old_kernel, memory_order_relaxed)) {
+		fd = (int)syscall(SYS_openat2, dir_fd, name, &how, sizeof(how));
+		if (fd >= 0 || (errno != ENOSYS && errno != EAGAIN))
+			return fd;
+		if (errno == ENOSYS)	/* before 5.6, or a filter of somebody else's */
+			atomic_store(&old_kernel, true);
+	}
+	return openat(dir_fd, name, flags | O_CLOEXEC, mode);
+}
+
 int pass_open_path(struct pass *fs, struct pass_where where)
 {
 	char name[16];
@@ -154,7 +176,7 @@ int pass_open_path(struct pass *fs, struct pass_where where)
 
 	do {
 		if (where.name != NULL)
-			fd = openat(where.dir_fd, where.name, O_PATH | O_NOFOLLOW | O_CLOEXEC);
+			fd = pass_open_below(where.dir_fd, where.name, O_PATH | O_NOFOLLOW, 0);
 		else
 			fd = openat(fs->proc_fd, pass_fd_name(where.dir_fd, name), O_PATH | O_CLOEXEC);
 	} while (fd < 0 && pass_fds_relieve(fs, -errno));

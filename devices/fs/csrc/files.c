@@ -50,6 +50,26 @@ int pass_file_new(struct pass *fs, struct pass_inode *inode, int fd, int flags, 
 	return 0;
 }
 
+struct pass_file *pass_file_at(struct pass *fs, struct pass_inode *inode, uint64_t fh)
+{
+	struct pass_file *file = pass_file_get(fs, fh);
+	int fd;
+
+	if (fs_likely(file != NULL) || fh != 0 || !fs->opt.no_open)
+		return file;
+	fd = pass_inode_open(fs, inode, O_RDONLY | O_NONBLOCK);
+	if (fd < 0)
+		return NULL;
+	if (pass_file_new(fs, inode, fd, O_RDONLY, &fh) < 0) {
+		close(fd);
+		return NULL;
+	}
+	file = pass_file_get(fs, fh);
+	if (file != NULL)
+		pass_file_release(fs, file);	/* it is open as long as it is used */
+	return file;
+}
+
 int pass_file_restore(struct pass *fs, struct pass_inode *inode, int fd, int flags, uint64_t fh)
 {
 	struct pass_file *file = pass_table_place(&fs->files, fh);

@@ -93,6 +93,8 @@ int pass_open(struct pass *fs, struct fs_req *req, struct pass_inode *inode, boo
 	int flags = pass_open_flags(fs, in->flags);
 	int fd, rc;
 
+	if (pass_no_open(fs, FUSE_NO_OPEN_SUPPORT))
+		return -ENOSYS;
 	if ((flags & O_ACCMODE) == O_ACCMODE)
 		return -EINVAL;
 	if (fs->opt.read_only && flags & (O_ACCMODE | O_TRUNC))
@@ -152,7 +154,7 @@ int pass_flush(struct pass *fs, struct fs_req *req, struct pass_inode *inode, bo
 
 	(void)inode;
 	if (!file)
-		return -EBADF;
+		return pass_no_open(fs, FUSE_NO_OPEN_SUPPORT) ? -ENOSYS : -EBADF;
 	if (pass_file_waits(fs, file)) {
 		int copy;
 
@@ -309,7 +311,7 @@ static int read_inline(struct xfer *x, uint32_t room, bool memory)
 int pass_read(struct pass *fs, struct fs_req *req, struct pass_inode *inode, bool pool)
 {
 	const struct fuse_read_in *in = FS_ARG(req, fuse_read_in);
-	struct pass_file *file = pass_file_get(fs, in->fh);
+	struct pass_file *file = pass_file_at(fs, inode, in->fh);
 	struct xfer x = {
 		.iov = req->room,
 		.nr = req->nr_room,
@@ -319,7 +321,6 @@ int pass_read(struct pass *fs, struct fs_req *req, struct pass_inode *inode, boo
 	int error;
 	int rc;
 
-	(void)inode;
 	if (fs_unlikely(!file))
 		return -EBADF;
 	x.fd = file->fd;

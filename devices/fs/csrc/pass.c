@@ -169,6 +169,8 @@ static uint64_t what_we_can(const struct pass_options *opt)
 		can |= FUSE_FLOCK_LOCKS;
 	if (opt->posix_acl)
 		can |= FUSE_POSIX_ACL;
+	if (opt->no_open)
+		can |= FUSE_NO_OPEN_SUPPORT | FUSE_NO_OPENDIR_SUPPORT;
 	if (opt->dax)
 		can |= FUSE_MAP_ALIGNMENT | FUSE_HAS_INODE_DAX;
 	if (opt->security_label)

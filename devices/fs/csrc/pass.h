@@ -64,6 +64,7 @@ struct pass_options {
 	uint32_t dir_flags;	/* FOPEN_* of open folders */
 	bool dax;		/* window.h */
 	bool keep;
+	bool no_open;		/* nothing ever changes, @read_only: files and folders need not be opened before they are read */
 	bool read_only;
 	bool readdirplus;
 	bool submounts;		/* announce them, FUSE_ATTR_SUBMOUNT */

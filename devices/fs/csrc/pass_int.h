@@ -267,6 +267,11 @@ void pass_fds_free(struct pass *fs);
 void pass_inode_fd_drop(struct pass *fs, struct pass_inode *inode);	/* inode.c: nobody holds it */
 /* inode.c: @fd (O_PATH, taken over) is all that leads to it. -ENFILE: too many of those. */
 int pass_inode_fd_pin(struct pass *fs, struct pass_inode *inode, int fd);
+/*
+ * openat(2) of one name below @dir_fd by openat2(), which itself sees to it that nothing leads elsewhere, where the kernel
+ * has it; O_CLOEXEC is added. -1 with errno.
+ */
+int pass_open_below(int dir_fd, const char *name, int flags, mode_t mode);
 /* An O_PATH fd of @where, the caller's. -errno. */
 int pass_open_path(struct pass *fs, struct pass_where where);
 
@@ -274,6 +279,13 @@ int pass_open_path(struct pass *fs, struct pass_where where);
 
 /* A reference on an open file, NULL: -EBADF. */
 struct pass_file *pass_file_get(struct pass *fs, uint64_t fh);
+/* Likewise for reading; where guests need not open, fh 0 is the inode itself. */
+struct pass_file *pass_file_at(struct pass *fs, struct pass_inode *inode, uint64_t fh);
+/* The guest was told not to open. */
+static inline bool pass_no_open(const struct pass *fs, uint64_t flag)
+{
+	return fs_unlikely(fs->opt.no_open) && fs->server.flags & flag;
+}
 void pass_file_put(struct pass *fs, struct pass_file *file);
 /* Takes over @fd where it succeeds. @flags: those of open(2) that it was opened with. -ENFILE: too many open. */
 int pass_file_new(struct pass *fs, struct pass_inode *inode, int fd, int flags, uint64_t *fh);

@@ -78,14 +78,13 @@ int pass_lseek(struct pass *fs, struct fs_req *req, struct pass_inode *inode, bo
 	struct pass_file *file;
 	off_t at;
 
-	(void)inode;
 	if (in->whence != SEEK_DATA && in->whence != SEEK_HOLE)
 		return -EINVAL;
 	if (in->offset > INT64_MAX)
 		return -ENXIO;
 	if (!pool)
 		return FS_SLOW;	/* the map of the file may have to be read */
-	file = pass_file_get(fs, in->fh);
+	file = pass_file_at(fs, inode, in->fh);
 	if (!file)
 		return -EBADF;
 	/* nothing else uses the position of a regular file's descriptor */
