@@ -305,8 +305,8 @@ def gpu_load() -> FFI:
     """The load generator for displays."""
     return extension(
         "devices.gpu._load",
-        ["devices/gpu/csrc/load.h"],
-        sources("devices/gpu/csrc", "load.c", "load_display.c") + sources("ring/csrc", "driver.c"),
+        [*LOADGEN_CDEF, "devices/gpu/csrc/load.h"],
+        sources("devices/gpu/csrc", "load.c", "load_display.c") + LOADGEN,
         libraries=[],
         include=ring,
     )

@@ -47,7 +47,7 @@ class Bar:
             self.section == cell.section
             and cell.label.startswith(self.label)
             and self.front_end in ("", cell.front_end)
-            and (not self.depths or cell.workload.depth in self.depths)
+            and (not self.depths or cell.depth in self.depths)
         )
 
 

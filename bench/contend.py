@@ -6,16 +6,20 @@ import json
 import shutil
 import subprocess
 import tempfile
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import click
 import trio
 
 from bench.peers import WHERE, Peer, Store
 from bench.stage import Live, Stage
-from devices.blk.load import Result, Workload, measure_all
+from devices.blk.load import Workload, measure_all
+from vhost.bench.generate import Measured
 from vhost.errors import VhostError
 
 #: a run that had less than this percentage of its processors, because something else ran, is repeated
@@ -27,27 +31,70 @@ SHORT_S = 0.2
 Figures = dict[str, Any]
 
 
+Result = TypeVar("Result", bound=Measured[Any])
+
+
+class Load(Protocol):
+    """What the suite itself looks at in a workload, whatever the device."""
+
+    @property
+    def poll(self) -> bool: ...
+
+
 class Contender(Protocol):
     """Measured in turns with others."""
 
     @property
     def name(self) -> str: ...
 
-    def run(self, stage: Stage, workload: Workload, *, together: bool) -> Figures:
-        """One run; `together`: both ends on one processor."""
+    def run(self, stage: Stage, workload: Any, *, together: bool) -> Figures:
+        """One run of a load of its device; `together`: both ends on one processor."""
 
 
-def figures_of(result: Result) -> Figures:
+def figures_of(result: Measured[Any]) -> Figures:
     """Without what fills files: the histogram."""
     found = replace(result, histogram=[]).as_dict()
     del found["histogram"]
+    return found
+
+
+def per_cpu_second(found: Figures) -> Figures:
+    """How the cost of a request is compared: the back-end's, whatever the front-end made of it."""
     spent = found["backend_cpu_us"]
-    # how the cost of a request is compared: the back-end's, whatever the front-end made of it
-    return {**found, "per_cpu_second": 1e6 / spent if spent else None}
+    return {"per_cpu_second": 1e6 / spent if spent else None}
 
 
 @dataclass(frozen=True)
-class Backend:
+class Awake(ABC):
+    """A peer that is awake while it is measured, the others being stopped."""
+
+    peer: Peer
+
+    @property
+    def name(self) -> str:
+        return self.peer.name
+
+    def run(self, stage: Stage, workload: Any, *, together: bool) -> Figures:
+        live = stage.awake(self.peer, together=together)
+        assert live is not None
+        with self.blamed(live):
+            return self.look(stage, live, workload, together=together)
+
+    @contextmanager
+    def blamed(self, live: Live) -> Iterator[None]:
+        """What goes wrong is said with the peer's name and last words."""
+        try:
+            yield
+        except (VhostError, ValueError) as error:
+            raise click.ClickException(f"{self.name}: {error}\n{live.words}") from error
+
+    @abstractmethod
+    def look(self, stage: Stage, live: Live, workload: Any, *, together: bool) -> Figures:
+        """One run of the peer, which is `live`."""
+
+
+@dataclass(frozen=True)
+class Driven(Awake):
     """A peer, driven by our front-end.
 
     Attributes:
@@ -55,17 +102,10 @@ class Backend:
         more: fields of the workload that are its own.
     """
 
-    peer: Peer
     hugepages: bool = False
     more: tuple[tuple[str, Any], ...] = ()
 
-    @property
-    def name(self) -> str:
-        return self.peer.name
-
-    def run(self, stage: Stage, workload: Workload, *, together: bool) -> Figures:
-        live = stage.awake(self.peer, together=together)
-        assert live is not None
+    def look(self, stage: Stage, live: Live, workload: Any, *, together: bool) -> Figures:
         mine = self._own(workload, stage)
         tried: list[Figures] = []
         # a very short run is not meant for its figures
@@ -74,25 +114,27 @@ class Backend:
             tried.append(self._once(stage, live, mine, together=together))
         return max(tried, key=lambda figures: float(figures["share"]))
 
-    def _own(self, workload: Workload, stage: Stage) -> Workload:
-        return replace(
-            workload, packed=self.peer.packed, hugepages=self.hugepages, cpus=(stage.places.front,), **dict(self.more)
-        )
+    def _own(self, workload: Any, stage: Stage) -> Any:
+        return replace(workload, packed=self.peer.packed, cpus=(stage.places.front,), **dict(self.more))
 
-    def _once(self, stage: Stage, live: Live, workload: Workload, *, together: bool) -> Figures:
-        try:
-            result = trio.run(measure_all, stage.sockets(self.peer), workload)
-        except (VhostError, ValueError) as error:
-            raise click.ClickException(f"{self.name}: {error}\n{live.words}") from error
+    @abstractmethod
+    def _once(self, stage: Stage, live: Live, workload: Any, *, together: bool) -> Figures: ...
+
+    def _measured(
+        self, measure: Callable[[Any, Any], Awaitable[Result]], target: Any, workload: Any, what: str
+    ) -> Result:  # fmt: skip
+        """What `measure` finds. Raises: ClickException: some of `what` went wrong."""
+        result = trio.run(measure, target, workload)
         if result.errors:
-            raise click.ClickException(f"{self.name}: {result.errors} requests failed; the first: {result.first_error}")
-        return {**figures_of(result), "share": self._share(result, together)}
+            words = f"{result.errors} {what} went wrong; the first: {result.first_error}"
+            raise click.ClickException(f"{self.name}: {words}")
+        return result
 
-    def _share(self, result: Result, together: bool) -> float:
+    def _share(self, result: Measured[Any], done: int, *, together: bool) -> float:
         """Percentage of the processors it should have had: a side that polls all of one, two that take turns one."""
-        front = result.frontend_cpu_us * result.requests / result.seconds / 1e4
+        front = result.frontend_cpu_us * done / result.seconds / 1e4
         back = result.backend_cpu_percent or 0
-        if result.workload.rate:
+        if getattr(result.workload, "rate", 0):
             together = False  # mostly idle
         sides = [100.0]
         if result.workload.poll:
@@ -104,7 +146,20 @@ class Backend:
         return min(sides)
 
 
-def baseline(workload: Workload, iops: float, requests: int, seconds: float, **more: Any) -> Figures:
+@dataclass(frozen=True)
+class Backend(Driven):
+    """A disk, or several, driven by our load generator."""
+
+    def _own(self, workload: Any, stage: Stage) -> Any:
+        return replace(super()._own(workload, stage), hugepages=self.hugepages)
+
+    def _once(self, stage: Stage, live: Live, workload: Any, *, together: bool) -> Figures:
+        result = self._measured(measure_all, stage.sockets(self.peer), workload, "requests")
+        found = figures_of(result)
+        return {**found, **per_cpu_second(found), "share": self._share(result, result.requests, together=together)}
+
+
+def baseline(workload: Any, iops: float, requests: int, seconds: float, **more: Any) -> Figures:
     """Figures of something that is no back-end."""
     return {
         "workload": asdict(workload),

@@ -3,63 +3,65 @@
 from __future__ import annotations
 
 import time
+from abc import abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
-import click
 import trio
 
-from bench.contend import Backend, Contender, Figures
-from bench.peers import NULL_BYTES, Peer, Store, ours, spdk, storage_daemon
+from bench.contend import Awake, Backend, Contender, Figures
+from bench.peers import NULL_BYTES, Store, ours, spdk, storage_daemon
 from bench.plan import Plan
 from bench.rounds import Cell
 from bench.stage import Live, Stage
 from devices.blk.load import Workload
-from vhost.errors import VhostError
 from vhost.frontend import Frontend, Memory
 
 NULL = Store("null", NULL_BYTES)
 IDLE_S = 2
-SETTLE_S = 0.3
+SETTLE_S = 0.5
 RATE = 10_000
 RATE_S = 1
 
 
 @dataclass(frozen=True)
-class Idle:
-    """A back-end with a queue that runs and has had a request, left alone for two seconds."""
+class Silent(Awake):
+    """A back-end left alone by a driver that is there."""
 
-    peer: Peer
     seconds: float
 
-    @property
-    def name(self) -> str:
-        return self.peer.name
-
-    def run(self, stage: Stage, workload: Workload, *, together: bool) -> Figures:
-        live = stage.awake(self.peer, together=together)
-        assert live is not None
+    def look(self, stage: Stage, live: Live, workload: Any, *, together: bool) -> Figures:
         (socket,) = stage.sockets(self.peer)
         mine = replace(workload, packed=self.peer.packed, hugepages=self.peer.hugepages)
-        try:
-            spent = trio.run(self._idle, socket, live, mine)
-        except VhostError as error:
-            raise click.ClickException(f"{self.name}: {error}\n{live.words}") from error
+        spent = trio.run(self._idle, socket, live, mine)
         return {"workload": asdict(mine), "seconds": self.seconds, "backend_cpu_percent": spent / self.seconds / 1e7}
 
-    async def _idle(self, socket: str, live: Live, workload: Workload) -> int:
+    async def _idle(self, socket: str, live: Live, workload: Any) -> int:
         """Nanoseconds of CPU time."""
         with Memory(8 << 20, hugepages=workload.hugepages) as memory:
             async with Frontend.connect(socket, memory=memory) as frontend:
-                await frontend.start(packed=workload.packed, size=128)
-                await frontend.queues[0].request([bytes(16)], [512, 1])
+                await self._begin(frontend, workload)
                 await trio.sleep(SETTLE_S)
                 before = time.clock_gettime_ns(live.cpu_clock)
                 await trio.sleep(self.seconds)
                 spent = time.clock_gettime_ns(live.cpu_clock) - before
                 await frontend.stop()
                 return spent
+
+    @abstractmethod
+    async def _begin(self, frontend: Frontend, workload: Any) -> None:
+        """Start its queues and see that they work."""
+
+
+@dataclass(frozen=True)
+class Idle(Silent):
+    """A disk with a queue that runs and has had a request."""
+
+    async def _begin(self, frontend: Frontend, workload: Workload) -> None:
+        await frontend.start(packed=workload.packed, size=128)
+        await frontend.queues[0].request([bytes(16)], [512, 1])
 
 
 def idle_cells(plan: Plan) -> list[Cell]:

@@ -11,10 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import click
 import trio
 
-from bench.contend import Figures, baseline
+from bench.contend import Awake, Figures, baseline
 from bench.peers import Peer, Program
 from bench.plan import Plan
 from bench.rounds import Cell
@@ -96,25 +95,15 @@ class Driver:
 
 
 @dataclass(frozen=True)
-class Echo:
+class Echo(Awake):
     """The example, in a process of its own."""
 
-    peer: Peer
-
-    @property
-    def name(self) -> str:
-        return self.peer.name
-
-    def run(self, stage: Stage, workload: Workload, *, together: bool) -> Figures:
-        live = stage.awake(self.peer, together=together)
-        assert live is not None
+    def look(self, stage: Stage, live: Live, workload: Workload, *, together: bool) -> Figures:
         (socket,) = stage.sockets(self.peer)
         before = os.sched_getaffinity(0)
         os.sched_setaffinity(0, {stage.places.front})
         try:
             return trio.run(self._drive, socket, live, workload)
-        except VhostError as error:
-            raise click.ClickException(f"{self.name}: {error}\n{live.words}") from error
         finally:
             os.sched_setaffinity(0, before)
 

@@ -9,19 +9,17 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import click
-import trio
 
-from bench.contend import Backend, Figures, baseline, compiled
+from bench.contend import Driven, Figures, baseline, compiled, figures_of, per_cpu_second
 from bench.peers import ALWAYS_US, MIB, Peer, Program, vhost_program
 from bench.stage import Live, Stage
-from devices.fs.load import Result, measure
-from vhost.errors import VhostError
+from devices.fs.load import Workload, measure
 
 TESTS = Path(__file__).resolve().parent.parent / "tests"
 
@@ -116,45 +114,23 @@ def shared(place: Path) -> Iterator[Path]:
 
 
 @dataclass(frozen=True)
-class FsBackend(Backend):
+class FsBackend(Driven):
     """A shared folder, driven by our load generator."""
 
-    def _own(self, workload: Any, stage: Stage) -> Any:
-        return replace(workload, packed=self.peer.packed, cpus=(stage.places.front,), **dict(self.more))
-
-    def _once(self, stage: Stage, live: Live, workload: Any, *, together: bool) -> Figures:
+    def _once(self, stage: Stage, live: Live, workload: Workload, *, together: bool) -> Figures:
         if self.peer.program.once:
             again = stage.awake(self.peer, together=together)
             assert again is not None
             live = again
-        try:
-            result = trio.run(measure, stage.sockets(self.peer)[0], workload)
-        except (VhostError, ValueError) as error:
-            raise click.ClickException(f"{self.name}: {error}\n{live.words}") from error
-        if result.errors:
-            words = f"{result.errors} operations went wrong; the first: {result.first_error}"
-            raise click.ClickException(f"{self.name}: {words}")
-        found = replace(result, histogram=[]).as_dict()
-        del found["histogram"]
-        spent = found["backend_cpu_us"]
-        found["per_cpu_second"] = 1e6 / spent if spent else None
+        with self.blamed(live):
+            result = self._measured(measure, stage.sockets(self.peer)[0], workload, "operations")
+        found = figures_of(result)
+        found |= per_cpu_second(found)
         if workload.op != "list":
             del found["entries_per_second"]
         # the rate of an undisturbed moment, as time per operation
         found["busy_us"] = found["latency"]["p50_us"] / workload.depth
-        return {**found, "share": self._fs_share(result, together)}
-
-    def _fs_share(self, result: Result, together: bool) -> float:
-        front = result.frontend_cpu_us * result.operations / result.seconds / 1e4
-        back = result.backend_cpu_percent or 0
-        sides = [100.0]
-        if result.workload.poll:
-            sides.append(front)
-        if self.peer.program.spins:
-            sides.append(back)
-        if together:
-            sides.append(front + back)
-        return min(sides)
+        return {**found, "share": self._share(result, result.operations, together=together)}
 
 
 @dataclass(frozen=True)
@@ -164,7 +140,7 @@ class Native:
     share: Path
     name: str = NATIVE
 
-    def run(self, stage: Stage, workload: Any, *, together: bool) -> Figures:
+    def run(self, stage: Stage, workload: Workload, *, together: bool) -> Figures:
         stage.awake(None)
         cpu = stage.places.front if together else stage.places.back
         with tempfile.TemporaryDirectory(prefix="vhb-") as folder:
@@ -172,7 +148,7 @@ class Native:
             files = 1 if workload.has_data else workload.files or 1000
             block, piece, nanoseconds = workload.block_bytes, workload.piece_bytes, int(workload.runtime * 1e9)
             numbers = (files, SIZE, block, piece, workload.depth, nanoseconds, cpu)
-            command = [program, workload.op, self.share / FOLDER, *map(str, numbers)]
+            command: list[str | Path] = [program, workload.op, self.share / FOLDER, *map(str, numbers)]
             done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             raise click.ClickException(f"bench/fs_native.c failed: {done.stderr.strip()}")

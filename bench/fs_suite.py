@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from bench.contend import Contender
 from bench.fs_peers import FOLDER, SIZE, FsBackend, Native, missing, ours, shared, virtiofsd
 from bench.peers import MIB
 from bench.plan import Plan
@@ -45,13 +46,12 @@ def _cell(plan: Plan, section: str, workload: Workload, share: Path) -> list[Cel
     together = not workload.poll
     mine = [ours(share, packed=packed, polling=not together) for packed in (False, True)]
     peers = [*mine, *virtiofsd(share)]
-    those: list[Any] = [FsBackend(peer) for peer in peers]
+    those: list[Contender] = [FsBackend(peer) for peer in peers]
     if not together:
         those.append(Native(share))
     base = peers[-1].name
-    # a Cell is made for disks; what it looks at, folders have too
     figure = "entries_per_second" if workload.op == "list" else "iops"
-    cell = Cell(section, label(workload), workload, those, base, together, figure, "fs")  # type: ignore[arg-type]
+    cell = Cell(section, label(workload), workload, those, base, together, figure, "fs")
     return plan.chosen([cell])
 
 

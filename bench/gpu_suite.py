@@ -6,20 +6,17 @@ import subprocess
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import click
-import trio
 
-from bench.contend import Backend, Figures, compiled
+from bench.contend import Contender, Driven, Figures, compiled, figures_of
 from bench.peers import ALWAYS_US, Peer, Program, vhost_program
 from bench.plan import Plan
 from bench.rounds import Cell
 from bench.stage import Live, Stage
-from devices.gpu.load import Result, Workload, measure
-from vhost.errors import VhostError
+from devices.gpu.load import Workload, measure
 
 CONTRIB_PROGRAM = Path("/usr/lib/qemu/vhost-user-gpu")
 CONTRIB = "contrib vhost-user-gpu"
@@ -52,32 +49,17 @@ def contrib() -> Peer:
 
 
 @dataclass(frozen=True)
-class GpuBackend(Backend):
+class GpuBackend(Driven):
     """A display, driven by our load generator."""
 
-    def _own(self, workload: Any, stage: Stage) -> Any:
-        return replace(workload, packed=self.peer.packed, cpus=(stage.places.front,))
-
-    def _once(self, stage: Stage, live: Live, workload: Any, *, together: bool) -> Figures:
+    def _once(self, stage: Stage, live: Live, workload: Workload, *, together: bool) -> Figures:
         if self.peer.program.once:
             again = stage.awake(self.peer, together=together)
             assert again is not None
             live = again
-        try:
-            result = trio.run(measure, stage.sockets(self.peer)[0], workload)
-        except (VhostError, ValueError) as error:
-            raise click.ClickException(f"{self.name}: {error}\n{live.words}") from error
-        if result.errors:
-            words = f"{result.errors} commands went wrong; the first: {result.first_error}"
-            raise click.ClickException(f"{self.name}: {words}")
-        found = replace(result, histogram=[]).as_dict()
-        del found["histogram"]
-        return {**found, "share": self._gpu_share(result)}
-
-    def _gpu_share(self, result: Result) -> float:
-        front = result.frontend_cpu_us * result.frames / result.seconds / 1e4
-        back = result.backend_cpu_percent or 0
-        return min(100.0, front, back if self.peer.program.spins else 100.0)
+        with self.blamed(live):
+            result = self._measured(measure, stage.sockets(self.peer)[0], workload, "commands")
+        return {**figures_of(result), "share": self._share(result, result.frames, together=together)}
 
 
 @dataclass(frozen=True)
@@ -86,7 +68,7 @@ class Copies:
 
     name: str = MEMCPY
 
-    def run(self, stage: Stage, workload: Any, *, together: bool) -> Figures:
+    def run(self, stage: Stage, workload: Workload, *, together: bool) -> Figures:
         stage.awake(None)
         cpu = stage.places.front if together else stage.places.back
         with tempfile.TemporaryDirectory(prefix="vhb-") as folder:
@@ -113,7 +95,7 @@ def label(workload: Workload) -> str:
 
 def _cells(plan: Plan, section: str) -> list[Cell]:
     display = section == "gpu-display"
-    mine: list[Any] = [GpuBackend(ours(packed=packed)) for packed in (False, True)]
+    mine: list[Contender] = [GpuBackend(ours(packed=packed)) for packed in (False, True)]
     if display and CONTRIB_PROGRAM.exists():
         mine.append(GpuBackend(contrib()))
     cells = []
@@ -122,8 +104,7 @@ def _cells(plan: Plan, section: str) -> list[Cell]:
             workload = Workload(rect=rect, depth=depth, display=display, runtime=plan.runtime, warmup=plan.warmup)
             those = mine if rect else [*mine, Copies()]
             base = mine[-1].name if display else MEMCPY if not rect else ""
-            # a Cell is made for disks; what it looks at, displays have too
-            cell = Cell(section, label(workload), workload, list(those), base, figure=FIGURE, device="gpu")  # type: ignore[arg-type]
+            cell = Cell(section, label(workload), workload, list(those), base, figure=FIGURE, device="gpu")
             cells += plan.chosen([cell])
     return cells
 

@@ -4,29 +4,25 @@ from __future__ import annotations
 
 import os
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import dataclass, replace
 
-import click
 import trio
 
-from bench.contend import Figures
+from bench.duty import Silent
 from bench.fs_peers import TESTS
 from bench.net_peers import ours
 from bench.peers import Peer, Program
 from bench.plan import Plan
 from bench.rounds import Cell
-from bench.stage import Live, Stage
+from bench.stage import Stage
 from devices.net.config import NetFeature
 from devices.net.load import Workload
 from vhost.errors import VhostError
-from vhost.frontend import Frontend, Memory
+from vhost.frontend import Frontend
 
 IDLE_S = 3
-SETTLE_S = 0.5
 PASST = "passt"
 PASST_WHERE = "Debian's package passt, from trixie on"
 _BUFFERS, _BUFFER = 128, 2048
@@ -36,52 +32,25 @@ _FRAME = b"\xff" * 6 + b"\x52\x54\x00\xbe\x7c\x01" + b"\x88\xb5" + bytes(46)
 
 
 @dataclass(frozen=True)
-class NetIdle:
-    """A back-end that has buffers to fill and has sent a frame, left alone."""
+class NetIdle(Silent):
+    """A card that has buffers to fill and has sent a frame."""
 
-    peer: Peer
-    seconds: float
-
-    @property
-    def name(self) -> str:
-        return self.peer.name
-
-    def run(self, stage: Stage, workload: Workload, *, together: bool) -> Figures:
-        live = stage.awake(self.peer, together=together)
-        assert live is not None
-        (socket,) = stage.sockets(self.peer)
-        mine = replace(workload, packed=self.peer.packed)
-        try:
-            spent = trio.run(self._idle, socket, live)
-        except VhostError as error:
-            raise click.ClickException(f"{self.name}: {error}\n{live.words}") from error
-        return {"workload": asdict(mine), "seconds": self.seconds, "backend_cpu_percent": spent / self.seconds / 1e7}
-
-    async def _idle(self, socket: str, live: Live) -> int:
-        """Nanoseconds of CPU time."""
-        with Memory(8 << 20) as memory:
-            async with Frontend.connect(socket, memory=memory) as frontend:
-                wanted = int(NetFeature.MRG_RXBUF)
-                await frontend.start(queues=2, size=256, packed=self.peer.packed, features=wanted, serve=False)
-                into, out = frontend.queues[0], frontend.queues[1]
-                for token in range(_BUFFERS):
-                    into.ring.add([], [(memory.alloc(_BUFFER), _BUFFER)], token)
-                frame = memory.alloc(_HEADER + len(_FRAME))
-                memory.write(frame, bytes(_HEADER) + _FRAME)
-                out.ring.add([(frame, _HEADER + len(_FRAME))], [], 0)
-                for queue in (into, out):
-                    if queue.ring.publish():
-                        queue.kick()
-                with trio.move_on_after(5):
-                    await trio.lowlevel.wait_readable(out.call_fd)
-                if not out.ring.poll():
-                    raise VhostError("the back-end does not take a frame")
-                await trio.sleep(SETTLE_S)
-                before = time.clock_gettime_ns(live.cpu_clock)
-                await trio.sleep(self.seconds)
-                spent = time.clock_gettime_ns(live.cpu_clock) - before
-                await frontend.stop()
-                return spent
+    async def _begin(self, frontend: Frontend, workload: Workload) -> None:
+        memory, wanted = frontend.memory, int(NetFeature.MRG_RXBUF)
+        await frontend.start(queues=2, size=256, packed=workload.packed, features=wanted, serve=False)
+        into, out = frontend.queues[0], frontend.queues[1]
+        for token in range(_BUFFERS):
+            into.ring.add([], [(memory.alloc(_BUFFER), _BUFFER)], token)
+        frame = memory.alloc(_HEADER + len(_FRAME))
+        memory.write(frame, bytes(_HEADER) + _FRAME)
+        out.ring.add([(frame, _HEADER + len(_FRAME))], [], 0)
+        for queue in (into, out):
+            if queue.ring.publish():
+                queue.kick()
+        with trio.move_on_after(5):
+            await trio.lowlevel.wait_readable(out.call_fd)
+        if not out.ring.poll():
+            raise VhostError("the back-end does not take a frame")
 
 
 def _both(link: tuple[str, ...], before: tuple[str, ...] = ()) -> list[Peer]:
@@ -131,7 +100,6 @@ def _titled(links: dict[str, list[Peer]], plan: Plan) -> tuple[str, list[Cell]]:
     workload = Workload(poll=False, runtime=seconds, warmup=0)
     cells = []
     for link, peers in links.items():
-        # a Cell and what is in it are made for disks; what they look at, networks have too
-        those: Any = [NetIdle(peer, seconds) for peer in peers]
-        cells.append(Cell("net-idle", link, workload, those, figure="backend_cpu_percent", device="net"))  # type: ignore[arg-type]
+        those = [NetIdle(peer, seconds) for peer in peers]
+        cells.append(Cell("net-idle", link, workload, those, figure="backend_cpu_percent", device="net"))
     return f"a driver is connected and silent for {seconds:g} s", plan.chosen(cells)

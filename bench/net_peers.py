@@ -10,16 +10,14 @@ import time
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import click
-import trio
 
-from bench.contend import Backend, Figures
+from bench.contend import Awake, Driven, Figures, figures_of
 from bench.peers import ALWAYS_US, Peer, Program, vhost_program
 from bench.stage import Live, Stage
-from devices.net.load import Result, Workload, measure
-from vhost.errors import VhostError
+from devices.net.load import Workload, measure
 
 TESTPMD = "testpmd"
 TESTPMD_WHERE = "install the Debian package dpdk-dev"
@@ -94,37 +92,12 @@ def dpdk(forward: str, *, packed: bool = False, ports: int = 1, frame: int = 64)
 
 
 @dataclass(frozen=True)
-class NetBackend(Backend):
+class NetBackend(Driven):
     """A network back-end, driven by our load generator."""
 
-    def _own(self, workload: Any, stage: Stage) -> Any:
-        return replace(workload, packed=self.peer.packed, cpus=(stage.places.front,), **dict(self.more))
-
-    def _once(self, stage: Stage, live: Live, workload: Any, *, together: bool) -> Figures:
-        try:
-            result = trio.run(measure, stage.sockets(self.peer), workload)
-        except (VhostError, ValueError) as error:
-            raise click.ClickException(f"{self.name}: {error}\n{live.words}") from error
-        if result.errors:
-            words = f"{result.errors} frames went wrong; the first: {result.first_error}"
-            raise click.ClickException(f"{self.name}: {words}")
-        return {**net_figures(result), "share": self._net_share(result)}
-
-    def _net_share(self, result: Result) -> float:
-        front = result.frontend_cpu_us * result.packets / result.seconds / 1e4
-        sides = [100.0]
-        if result.workload.poll:
-            sides.append(front)
-        if self.peer.program.spins:
-            sides.append(result.backend_cpu_percent or 0)
-        return min(sides)
-
-
-def net_figures(result: Result) -> Figures:
-    """Without what fills files: the histogram."""
-    found = replace(result, histogram=[]).as_dict()
-    del found["histogram"]
-    return found
+    def _once(self, stage: Stage, live: Live, workload: Workload, *, together: bool) -> Figures:
+        result = self._measured(measure, stage.sockets(self.peer), workload, "frames")
+        return {**figures_of(result), "share": self._share(result, result.packets, together=together)}
 
 
 # --- dpdk-testpmd as the front-end
@@ -198,18 +171,10 @@ _FORWARD = {"tx": ("txonly", ""), "rx": ("rxonly", ""), "echo": ("io", " tx_firs
 
 
 @dataclass(frozen=True)
-class ByVirtioUser:
+class ByVirtioUser(Awake):
     """A back-end, driven by dpdk-testpmd's virtio_user: what it makes of a front-end that is not ours."""
 
-    peer: Peer
-
-    @property
-    def name(self) -> str:
-        return self.peer.name
-
-    def run(self, stage: Stage, workload: Any, *, together: bool) -> Figures:
-        live = stage.awake(self.peer, together=together)
-        assert live is not None
+    def look(self, stage: Stage, live: Live, workload: Workload, *, together: bool) -> Figures:
         (socket,) = stage.sockets(self.peer)
         mine = replace(workload, packed=self.peer.packed)
         mode, how = _FORWARD[mine.mode]

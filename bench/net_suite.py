@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from bench import net_peers
+from bench.contend import Contender
 from bench.net_peers import ByVirtioUser, NetBackend, dpdk, dpdk_name, ours, ours_name, ours_switch
 from bench.peers import Peer
 from bench.plan import Plan
@@ -36,10 +37,10 @@ def _workload(plan: Plan, mode: str, frame: int, **more: Any) -> Workload:
     return Workload(mode=mode, frame=frame, **options)
 
 
-def _cell(plan: Plan, section: str, workload: Workload, contenders: list[Any], base: str, label: str) -> list[Cell]:
-    # a Cell is made for disks; what it looks at, networks have too
-    cell = Cell(section, label, workload, contenders, base, figure=FIGURE, device="net")  # type: ignore[arg-type]
-    return plan.chosen([cell])
+def _cell(
+    plan: Plan, section: str, workload: Workload, contenders: Sequence[Contender], base: str, label: str
+) -> list[Cell]:  # fmt: skip
+    return plan.chosen([Cell(section, label, workload, contenders, base, figure=FIGURE, device="net")])
 
 
 def _there(*peers: Peer | None) -> list[Peer]:

@@ -7,9 +7,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from bench.contend import Contender, Figures
+from bench.contend import Contender, Figures, Load
 from bench.stage import Stage
-from devices.blk.load import Workload
 
 
 @dataclass
@@ -29,7 +28,7 @@ class Cell:
 
     section: str
     label: str
-    workload: Workload
+    workload: Load
     contenders: Sequence[Contender]
     base: str = ""
     together: bool = False
@@ -44,6 +43,11 @@ class Cell:
     @property
     def front_end(self) -> str:
         return "polling" if self.workload.poll else "sleeping"
+
+    @property
+    def depth(self) -> int | None:
+        """What is in flight per queue; None: the load has no such figure."""
+        return getattr(self.workload, "depth", None)
 
     def values(self, name: str, figure: str) -> list[float]:
         """A figure of each round, `latency.p50_us` for one of a nested part; empty: this contender has none."""

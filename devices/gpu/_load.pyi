@@ -17,11 +17,18 @@ class _FFI(FFI):
     def gc(self, cdata: CData, destructor: Any, size: int = ...) -> Any: ...
 
 class _Lib:
+    GEN_DEPTH: Final[int]
+    GEN_DRAIN: Final[int]
+    GEN_E_DATA: Final[int]
+    GEN_E_LENGTH: Final[int]
+    GEN_E_OWN: Final[int]
+    GEN_E_RING: Final[int]
+    GEN_HIST: Final[int]
+    GEN_ONCE: Final[int]
+    GEN_QUEUES: Final[int]
+    GEN_RUN: Final[int]
     GPU_LOAD_DEPTH: Final[int]
-    GPU_LOAD_E_LENGTH: Final[int]
     GPU_LOAD_E_REPLY: Final[int]
-    GPU_LOAD_E_RING: Final[int]
-    GPU_LOAD_HIST: Final[int]
     GPU_LOAD_SLOT_BYTES: Final[int]
     RING_E_ADDR: Final[int]
     RING_E_AVAIL: Final[int]
@@ -49,10 +56,10 @@ class _Lib:
     RING_E_STATE: Final[int]
     RING_MISS: Final[int]
 
+    def gen_hist_value(self, _0: int, /) -> int:
+        """uint64_t(*)(uint32_t)"""
     def gpu_load_free(self, _0: CData, /) -> None:
         """void(*)(struct gpu_load *)"""
-    def gpu_load_hist_value(self, _0: int, /) -> int:
-        """uint64_t(*)(uint32_t)"""
     def gpu_load_new(self, _0: CData, /) -> CData:
         """struct gpu_load *(*)(struct gpu_load_config *)"""
     def gpu_load_read_display(self, _0: CData, /) -> int:

@@ -6,14 +6,22 @@ from pathlib import Path
 from typing import Any
 
 import click
-import trio
 from rich.console import Console
-from rich.table import Table
 
 from devices.gpu.load import Result, Workload, measure
-from vhost.bench import Run, append_csv, machine, save_json
-from vhost.bench.params import CPUS, SIZE, or_unknown
-from vhost.errors import VhostError
+from vhost.bench.params import (
+    SIZE,
+    cost_rows,
+    drive,
+    front_end_options,
+    how,
+    keep,
+    latency_rows,
+    result_options,
+    ring_options,
+    show_rows,
+    time_options,
+)
 
 __all__ = ["command"]
 
@@ -27,19 +35,12 @@ __all__ = ["command"]
 @click.option("--pieces-of", "piece_bytes", type=SIZE, default="0", help="Bytes per piece of its memory; all in one.")
 @click.option("--queue-size", type=int, default=0, help="Entries; as many as the depth needs if not given.")
 @click.option("--random/--sequential", default=True, help="Places of rectangles.  [default: random]")
-@click.option("--packed/--split", default=False, help="Ring layout.  [default: split]")
-@click.option("--poll/--sleep", default=True, help="What the front-end does while waiting.  [default: poll]")
-@click.option("--event-idx/--no-event-idx", default=True)
-@click.option("--indirect/--no-indirect", default=True)
-@click.option("--runtime", type=float, default=2, show_default=True, help="Seconds measured.")
-@click.option("--warmup", type=float, default=0.5, show_default=True, help="Seconds before that.")
+@ring_options()
+@time_options()
 @click.option("--verify", is_flag=True, help="Compare what the display shows in the end with the guest's memory.")
-@click.option("--hugepages", is_flag=True, help="Guest memory in 2 MiB pages.")
-@click.option("--cpu", "cpus", type=CPUS, default="", metavar="NUMBER", help="Processor of the front-end.")
+@front_end_options
 @click.option("--seed", type=int, default=1, show_default=True)
-@click.option("--json", "json_path", type=click.Path(dir_okay=False), help="Also write the result to this file.")
-@click.option("--csv", "csv_path", type=click.Path(dir_okay=False), help="Also append a line to this file.")
-@click.option("--name", help="What the results call the back-end.  [default: the socket's file name]")
+@result_options
 def command(
     path: str, size: str, rect: str | None, json_path: str | None, csv_path: str | None, name: str | None,
     **options: Any,
@@ -50,19 +51,11 @@ def command(
     """
     try:
         workload = Workload(size=_pixels(size), rect=_pixels(rect) if rect else (), **options)
-        result = trio.run(measure, path, workload)
     except ValueError as error:
         raise click.UsageError(str(error)) from error
-    except VhostError as error:
-        raise click.ClickException(str(error)) from error
+    result = drive(measure, path, workload)
     show(result, Console())
-    kept, where, called = result.as_dict(), machine(), name or Path(path).stem
-    if json_path is not None:
-        save_json(Path(json_path), "gpu", called, kept, where)
-    if csv_path is not None:
-        append_csv(Path(csv_path), Run.of_result("gpu", called, kept, where))
-    if result.errors:
-        raise click.ClickException(f"{result.errors} commands went wrong; the first: {result.first_error}")
+    keep(result, "gpu", name or Path(path).stem, json_path, csv_path, "commands")
 
 
 def _pixels(text: str) -> tuple[int, int]:
@@ -75,9 +68,6 @@ def _pixels(text: str) -> tuple[int, int]:
 def show(result: Result, console: Console) -> None:
     """The result as a table."""
     workload, latency = result.workload, result.latency
-    table = Table(title=f"{_what(workload)}, {_how(workload)}", show_header=False)
-    table.add_column(justify="left")
-    table.add_column(justify="right")
     rows = [
         ("frames/s", f"{result.frames_per_second:,.0f}"),
         ("pixels of them", f"{result.bytes_per_second / 1e9:,.2f} GB/s"),
@@ -87,21 +77,8 @@ def show(result: Result, console: Console) -> None:
             ("updates/s shown", f"{result.updates_per_second:,.0f}"),
             ("pixels of them", f"{result.shown_bytes_per_second / 1e9:,.2f} GB/s"),
         ]
-    rows += [
-        ("latency p50 / p99 / p99.9", f"{latency.p50_us:.2f} / {latency.p99_us:.2f} / {latency.p999_us:.2f} µs"),
-        ("latency mean / max", f"{latency.mean_us:.2f} / {latency.max_us:.2f} µs"),
-        ("front-end CPU per frame", f"{result.frontend_cpu_us:.3f} µs"),
-        ("back-end CPU per frame", or_unknown(result.backend_cpu_us, "{:.3f} µs")),
-        ("back-end CPU", or_unknown(result.backend_cpu_percent, "{:.0f} %")),
-        ("kicks per frame", f"{result.kicks:.4f}"),
-        ("notifications per frame", f"{result.calls:.4f}"),
-        ("context switches per frame, front-end", f"{result.frontend_switches:.4f}"),
-        ("context switches per frame, back-end", or_unknown(result.backend_switches, "{:.4f}")),
-        ("errors", str(result.errors)),
-    ]
-    for row in rows:
-        table.add_row(*row)
-    console.print(table)
+    rows += [*latency_rows(latency), *cost_rows(result, "frame", [])]
+    show_rows(f"{_what(workload)}, {_how(workload)}", rows, result, console)
 
 
 def _what(workload: Workload) -> str:
@@ -110,10 +87,5 @@ def _what(workload: Workload) -> str:
 
 
 def _how(workload: Workload) -> str:
-    parts = [
-        f"depth {workload.depth}",
-        "packed" if workload.packed else "split",
-        "polling" if workload.poll else "sleeping",
-        "with a display" if workload.display else "no display",
-    ]
-    return ", ".join(parts)
+    display = "with a display" if workload.display else "no display"
+    return how(workload, [f"depth {workload.depth}", display], "frame")

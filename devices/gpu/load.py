@@ -13,16 +13,15 @@ import socket
 import struct
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
 
 import trio
 
 from devices.gpu._load import ffi, lib
-from ring import strerror
 from vhost._shelter import bare_errors
-from vhost.bench.generate import BackendCost, Latency, Spent, histogram_of, pinned, run_threads
+from vhost.bench.generate import BackendCost, Calls, Generator, Latency, Measured, Spent, Sum, run_generators
 from vhost.constants import FrontendRequest, VirtioFeature
 from vhost.errors import DeviceError, VhostError
 from vhost.frontend import Frontend, Memory, NativeRing
@@ -44,7 +43,7 @@ _SHOWN_S: Final = 10
 
 _ERRORS: Final = {
     lib.GPU_LOAD_E_REPLY: "a command was answered with {info:#x}",
-    lib.GPU_LOAD_E_LENGTH: "a reply has {info} bytes",
+    lib.GEN_E_LENGTH: "a reply has {info} bytes",
 }
 
 
@@ -126,13 +125,10 @@ def _times(size: Sequence[int]) -> str:
     return "x".join(map(str, size))
 
 
-@dataclass(frozen=True, slots=True)
-class Result:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result(Measured[Workload]):
     """One run. Counts per frame are over those that were through within the measured time."""
 
-    workload: Workload
-    features: int
-    seconds: float
     frames: int
     frames_per_second: float
     bytes_per_second: float
@@ -142,30 +138,15 @@ class Result:
     shown_bytes_per_second: float
     """Pixels of them."""
     latency: Latency
-    errors: int
-    first_error: str
-    frontend_cpu_us: float
-    """CPU time of the front-end's thread per frame."""
-    backend_cpu_us: float | None
-    """CPU time of all of the back-end's threads per frame; None where its process is not known."""
-    backend_cpu_percent: float | None
-    kicks: float
-    """Per frame, as are `calls`."""
-    calls: float
-    frontend_switches: float
-    backend_switches: float | None
-    histogram: list[tuple[float, int]] = field(repr=False, default_factory=list)
-    """Latency in microseconds and how many frames had it."""
-
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return asdict(self)
 
 
-class _Generator:
+class _Generator(Generator):
     """`struct gpu_load`, its queue, its display."""
 
+    calls = Calls(lib, "gpu_load")
+
     def __init__(self, frontend: Frontend, workload: Workload) -> None:
+        super().__init__(workload.cpus, 0)
         config = ffi.new("struct gpu_load_config *")
         config.width, config.height = workload.size
         config.rect_width, config.rect_height = workload.area
@@ -175,7 +156,6 @@ class _Generator:
         self.workload = workload
         self._display: socket.socket | None = None
         self.news = trio.Event()  # of the display
-        self._cpu = workload.cpus[0] if workload.cpus else None
         self._ptr = lib.gpu_load_new(config)
         if self._ptr == ffi.NULL:
             raise ValueError("the generator cannot drive this load")
@@ -212,19 +192,13 @@ class _Generator:
         pixels = lib.gpu_load_shown(self._ptr)
         return None if pixels == ffi.NULL else bytes(ffi.buffer(pixels, self.workload.bytes))
 
-    def run(self, seconds: float, drain: bool) -> int:
-        """On a thread of its own; the GIL is released."""
-        return pinned(self._cpu, partial(lib.gpu_load_run, self._ptr, int(seconds * 1e9), drain))
-
-    def stop(self) -> None:
-        lib.gpu_load_stop(self._ptr)
-
-    @property
-    def stats(self) -> Any:
-        return lib.gpu_load_stats(self._ptr)
+    def why(self, code: int) -> str:
+        """The display's words, if it was it."""
+        return _display_error(code) if code in (-errno.EPIPE, -errno.EPROTO) else super().why(code)
 
     def close(self) -> None:
-        lib.gpu_load_free(self._ptr)
+        """And its end of the display's socket."""
+        super().close()
         if self._display is not None:
             self._display.close()
 
@@ -303,13 +277,14 @@ async def _session(frontend: Frontend, generator: _Generator, workload: Workload
             frontend, _ATTACH_BACKING, struct.pack("<II", _RESOURCE, len(entries)) + b"".join(entries)
         )  # fmt: skip
         await _command(frontend, _SET_SCANOUT, struct.pack("<6I", 0, 0, *workload.size, 0, _RESOURCE))
+    run = partial(run_generators, [frontend], [generator], left="commands unanswered")
     if workload.warmup:
-        await _run(frontend, generator, workload.warmup)
+        await run(workload.warmup, lib.GEN_RUN)
     cost = BackendCost([frontend])
     before = cost.now()
-    await _run(frontend, generator, workload.runtime)
+    await run(workload.runtime, lib.GEN_RUN)
     result = _result(frontend, generator, cost.now().since(before))
-    await _run(frontend, generator, _DRAIN_S, drain=True)
+    await run(_DRAIN_S, lib.GEN_DRAIN)
     async with _attended(frontend, generator):
         if workload.verify:
             await _compare(frontend, generator, backing)
@@ -339,44 +314,19 @@ def _colours(pixels: bytes) -> bytes:
     return bytes(found)
 
 
-async def _run(frontend: Frontend, generator: _Generator, seconds: float, *, drain: bool = False) -> None:
-    (code,) = await run_threads([frontend.link], [partial(generator.run, seconds, drain)], generator.stop)
-    if code == -errno.ETIME:
-        raise DeviceError(f"the back-end left commands unanswered for {seconds:g} s")
-    if code in (-errno.EPIPE, -errno.EPROTO):
-        raise DeviceError(_display_error(code))
-    if code < 0:
-        stats = generator.stats
-        ring_error = stats.first_error == lib.GPU_LOAD_E_RING
-        raise DeviceError(
-            f"the back-end broke a ring: {strerror(stats.first_error_info) if ring_error else os.strerror(-code)}"
-        )
+def _error_of(stats: Any) -> str:
+    return _ERRORS.get(stats.run.first_error, "error {info}").format(info=stats.run.first_error_info)
 
 
 def _result(frontend: Frontend, generator: _Generator, spent: Spent) -> Result:
-    stats, workload = generator.stats, generator.workload
-    per, seconds = max(stats.done, 1), stats.ns / 1e9
-    us_per_tick = stats.ns / stats.ticks / 1e3
-    points = histogram_of([stats], lib.GPU_LOAD_HIST, lib.gpu_load_hist_value, us_per_tick)
-    error = _ERRORS.get(stats.first_error, "error {info}").format(info=stats.first_error_info) if stats.errors else ""
+    found, workload = Sum([generator], _error_of), generator.workload
+    done = found.total("done")
     return Result(
-        workload=workload,
-        features=int(frontend.features),
-        seconds=seconds,
-        frames=stats.done,
-        frames_per_second=stats.done / seconds,
-        bytes_per_second=stats.done * workload.frame_bytes / seconds,
-        updates_per_second=stats.updates / seconds,
-        shown_bytes_per_second=stats.shown_bytes / seconds,
-        latency=Latency.of(points, stats.max_ticks * us_per_tick),
-        errors=stats.errors,
-        first_error=error,
-        frontend_cpu_us=stats.cpu_ns / per / 1e3,
-        backend_cpu_us=None if spent.cpu_ns is None else spent.cpu_ns / per / 1e3,
-        backend_cpu_percent=None if spent.cpu_ns is None else spent.cpu_ns / seconds / 1e7,
-        kicks=stats.kicks / per,
-        calls=stats.calls / per,
-        frontend_switches=(stats.voluntary + stats.involuntary) / per,
-        backend_switches=None if spent.switches is None else spent.switches / per,
-        histogram=points,
+        frames=done,
+        frames_per_second=done / found.seconds,
+        bytes_per_second=done * workload.frame_bytes / found.seconds,
+        updates_per_second=found.own("updates") / found.seconds,
+        shown_bytes_per_second=found.own("shown_bytes") / found.seconds,
+        latency=found.latency,
+        **found.measured(workload, frontend, done, spent),
     )

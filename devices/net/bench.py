@@ -6,14 +6,22 @@ from pathlib import Path
 from typing import Any
 
 import click
-import trio
 from rich.console import Console
-from rich.table import Table
 
 from devices.net.load import MODES, Result, Workload, measure
-from vhost.bench import Run, append_csv, machine, save_json
-from vhost.bench.params import CPUS, RATE, SIZE, or_unknown
-from vhost.errors import VhostError
+from vhost.bench.params import (
+    SIZE,
+    cost_rows,
+    drive,
+    front_end_options,
+    how,
+    keep,
+    latency_rows,
+    result_options,
+    ring_options,
+    show_rows,
+    time_options,
+)
 
 __all__ = ["command"]
 
@@ -34,86 +42,46 @@ __all__ = ["command"]
 @click.option("--queues", "pairs", type=int, default=1, show_default=True, help="Queue pairs.")
 @click.option("--threads", type=int, default=1, show_default=True, help="Front-end threads; they share the queues.")
 @click.option("--queue-size", type=int, default=256, show_default=True, help="Entries.")
-@click.option("--packed/--split", default=False, help="Ring layout.  [default: split]")
-@click.option("--poll/--sleep", default=True, help="What the front-end does while waiting.  [default: poll]")
-@click.option("--event-idx/--no-event-idx", default=True)
+@ring_options(indirect=False)
 @click.option("--mergeable/--no-mergeable", default=True, help="Receive buffers.")
 @click.option("--buffer", type=SIZE, default="0", help="Bytes of a receive buffer; chosen if not given.")
-@click.option("--runtime", type=float, default=2, show_default=True, help="Seconds measured.")
-@click.option("--warmup", type=float, default=0.5, show_default=True, help="Seconds before that.")
-@click.option("--rate", type=RATE, default="0", help="Frames/s, evenly spaced; 0: as fast as they go.")
+@time_options("Frames", "go")
 @click.option("--verify", is_flag=True, help="Give every frame contents of its own and compare what comes back.")
-@click.option("--hugepages", is_flag=True, help="Guest memory in 2 MiB pages.")
-@click.option("--cpu", "cpus", type=CPUS, default="", metavar="LIST", help="Processor of each front-end thread.")
-@click.option("--json", "json_path", type=click.Path(dir_okay=False), help="Also write the result to this file.")
-@click.option("--csv", "csv_path", type=click.Path(dir_okay=False), help="Also append a line to this file.")
-@click.option("--name", help="What the results call the back-end.  [default: the socket's file name]")
+@front_end_options
+@result_options
 def command(
     paths: tuple[str, ...], json_path: str | None, csv_path: str | None, name: str | None, **options: Any
 ) -> None:
     """Drive the network card behind a vhost-user socket and say what it costs both sides."""
     workload = Workload(**options)
-    try:
-        result = trio.run(measure, paths, workload)
-    except ValueError as error:
-        raise click.UsageError(str(error)) from error
-    except VhostError as error:
-        raise click.ClickException(str(error)) from error
+    result = drive(measure, paths, workload)
     show(result, Console())
-    kept, where, called = result.as_dict(), machine(), name or Path(paths[0]).stem
-    if json_path is not None:
-        save_json(Path(json_path), "net", called, kept, where)
-    if csv_path is not None:
-        append_csv(Path(csv_path), Run.of_result("net", called, kept, where))
-    if result.errors:
-        raise click.ClickException(f"{result.errors} frames went wrong; the first: {result.first_error}")
+    keep(result, "net", name or Path(paths[0]).stem, json_path, csv_path, "frames")
 
 
 def show(result: Result, console: Console) -> None:
     """The result as a table."""
     workload, latency = result.workload, result.latency
-    table = Table(title=f"{workload.mode}, {workload.frame} B, {_how(workload)}", show_header=False)
-    table.add_column(justify="left")
-    table.add_column(justify="right")
+    batches = [
+        ("packets given at once, mean", f"{result.tx_batch_mean:.1f}"),
+        ("packets found at once, mean / max", f"{result.rx_batch_mean:.1f} / {result.rx_batch_max}"),
+    ]
     rows = [
         ("packets/s", f"{result.packets_per_second:,.0f}"),
         ("bandwidth", f"{result.bits_per_second / 1e9:,.2f} Gbit/s"),
-        ("front-end CPU per packet", f"{result.frontend_cpu_us:.4f} µs"),
-        ("back-end CPU per packet", or_unknown(result.backend_cpu_us, "{:.4f} µs")),
-        ("back-end CPU", or_unknown(result.backend_cpu_percent, "{:.0f} %")),
-        ("kicks per packet", f"{result.kicks:.4f}"),
-        ("notifications per packet", f"{result.calls:.4f}"),
-        ("packets given at once, mean", f"{result.tx_batch_mean:.1f}"),
-        ("packets found at once, mean / max", f"{result.rx_batch_mean:.1f} / {result.rx_batch_max}"),
-        ("context switches per packet, front-end", f"{result.frontend_switches:.4f}"),
-        ("context switches per packet, back-end", or_unknown(result.backend_switches, "{:.4f}")),
+        *cost_rows(result, "packet", batches, form="{:.4f} µs"),
     ]
     if latency is not None:
         rows += [
-            ("latency p50 / p99 / p99.9", f"{latency.p50_us:.2f} / {latency.p99_us:.2f} / {latency.p999_us:.2f} µs"),
-            ("latency mean / max", f"{latency.mean_us:.2f} / {latency.max_us:.2f} µs"),
+            *latency_rows(latency),
             ("lost", f"{result.lost:,} of {result.sent:,}"),
             ("out of order", f"{result.reordered:,}"),
         ]
     if result.foreign:
         rows.append(("of other origin", f"{result.foreign:,}"))
-    if workload.rate:
-        rows.append(("sent late", f"{result.late:,}"))
-    rows.append(("errors", str(result.errors)))
-    for row in rows:
-        table.add_row(*row)
-    console.print(table)
+    show_rows(f"{workload.mode}, {workload.frame} B, {_how(workload)}", rows, result, console)
 
 
 def _how(workload: Workload) -> str:
-    parts = [
-        f"{workload.pairs} queue pair{'s' if workload.pairs > 1 else ''}",
-        "packed" if workload.packed else "split",
-        "mergeable" if workload.mergeable else "whole buffers",
-        "polling" if workload.poll else "sleeping",
-    ]
-    if workload.threads > 1:
-        parts.append(f"{workload.threads} threads")
-    if workload.rate:
-        parts.append(f"{workload.rate:,} packets/s asked")
-    return ", ".join(parts)
+    pairs = f"{workload.pairs} queue pair{'s' if workload.pairs > 1 else ''}"
+    return how(workload, [pairs, "mergeable" if workload.mergeable else "whole buffers"], "packet")

@@ -18,10 +18,7 @@ from vhost.errors import DeviceError
 from vhost.frontend import Frontend
 from vhost.frontend.link import Link
 
-__all__ = [
-    "BackendCost", "Calls", "Generator", "Latency", "Measured", "Spent", "Sum", "histogram_of", "pinned",
-    "run_generators", "run_threads",
-]  # fmt: skip
+__all__ = ["BackendCost", "Calls", "Generator", "Latency", "Measured", "Spent", "Sum", "run_generators"]
 
 Work = TypeVar("Work")
 
@@ -55,7 +52,7 @@ class Latency:
         return cls(mean, at(0.5), at(0.9), at(0.99), at(0.999), largest, total)
 
 
-def histogram_of(
+def _histogram_of(
     runs: Sequence[Any], buckets: int, value: Callable[[int], int], us_per_tick: float
 ) -> list[tuple[float, int]]:
     """The sum of the generators' histograms (`hist` of their figures): microseconds, and how many had it."""
@@ -141,7 +138,7 @@ def _switches(pid: int) -> int | None:
     return total
 
 
-def pinned(cpu: int | None, function: Callable[[], int]) -> int:
+def _pinned(cpu: int | None, function: Callable[[], int]) -> int:
     """Call `function` on this thread, on processor `cpu` if one is given."""
     before = os.sched_getaffinity(0)
     try:
@@ -178,7 +175,7 @@ class Generator:
 
     def run(self, seconds: float, mode: int) -> int:
         """On a thread of its own, on its processor; the GIL is released."""
-        return pinned(self._cpu, partial(self.calls.run, self._ptr, int(seconds * 1e9), mode))
+        return _pinned(self._cpu, partial(self.calls.run, self._ptr, int(seconds * 1e9), mode))
 
     def stop(self) -> None:
         """Make `run` return soon; from any thread."""
@@ -188,6 +185,12 @@ class Generator:
     def stats(self) -> Any:
         """Of the last run; `run` in it is what all kinds count."""
         return self.calls.stats(self._ptr)
+
+    def why(self, code: int) -> str:
+        """What made `run` return `code`, an error."""
+        run = self.stats.run
+        known = run.first_error == self.calls.lib.GEN_E_RING
+        return f"the back-end broke a ring: {strerror(run.first_error_info) if known else os.strerror(-code)}"
 
     def close(self) -> None:
         """Free it; its rings and memory are the caller's."""
@@ -218,15 +221,12 @@ async def run_generators(
             generator.stop()
 
     links = [frontend.link for frontend in frontends]
-    codes = await run_threads(links, [partial(generator.run, seconds, mode) for generator in generators], stop)
+    codes = await _run_threads(links, [partial(generator.run, seconds, mode) for generator in generators], stop)
     for generator, code in zip(generators, codes, strict=True):
         if code == -errno.ETIME:
             raise DeviceError(f"the back-end left {left} for {seconds:g} s")
         if code < 0:
-            run = generator.stats.run
-            known = run.first_error == generator.calls.lib.GEN_E_RING
-            why = strerror(run.first_error_info) if known else os.strerror(-code)
-            raise DeviceError(f"the back-end broke a ring: {why}")
+            raise DeviceError(generator.why(code))
 
 
 class Sum:
@@ -239,7 +239,7 @@ class Sum:
         self._us_per_tick = self._runs[0].ns / self._runs[0].ticks / 1e3
         self.seconds = max(run.ns for run in self._runs) / 1e9
         lib = generators[0].calls.lib
-        self.histogram = histogram_of(self._runs, lib.GEN_HIST, lib.gen_hist_value, self._us_per_tick)
+        self.histogram = _histogram_of(self._runs, lib.GEN_HIST, lib.gen_hist_value, self._us_per_tick)
 
     def total(self, name: str) -> int:
         """Of what generators of all kinds count."""
@@ -281,7 +281,7 @@ class Sum:
         }
 
 
-async def run_threads(
+async def _run_threads(
     links: Iterable[Link], runs: Sequence[Callable[[], int]], stop: Callable[[], None]
 ) -> list[int]:  # fmt: skip
     """Call each of `runs` on a thread of its own; what they return.

@@ -12,15 +12,10 @@
 
 #include <errno.h>
 #include <linux/virtio_gpu.h>
-#include <poll.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/prctl.h>
-#include <sys/resource.h>
-#include <unistd.h>
 
 #include "devices/gpu/csrc/load_int.h"
-#include "ring/csrc/measure.h"
 #include "ring/csrc/shm.h"
 
 enum {
@@ -35,7 +30,6 @@ enum {
 _Static_assert(sizeof(struct virtio_gpu_transfer_to_host_2d) <= FLUSH_AT, "");
 _Static_assert(FLUSH_AT + sizeof(struct virtio_gpu_resource_flush) <= REPLY_AT, "");
 _Static_assert(sizeof(struct virtio_gpu_ctrl_hdr) <= REPLY_STRIDE, "");
-_Static_assert((int)GPU_LOAD_HIST == (int)MEASURE_HIST, "");
 
 struct gpu_load {
 	struct gpu_load_config cfg;
@@ -52,7 +46,7 @@ struct gpu_load {
 	uint32_t dirty;			/* added, not published */
 	uint32_t rounds;
 	uint32_t nr_free;
-	int drain;
+	int mode;			/* GEN_RUN, GEN_DRAIN */
 	int broken;
 	int stop;			/* atomic */
 	uint16_t free[GPU_LOAD_DEPTH];
@@ -131,32 +125,7 @@ const struct gpu_load_stats *gpu_load_stats(const struct gpu_load *load)
 	return &load->stats;
 }
 
-uint64_t gpu_load_hist_value(uint32_t bucket)
-{
-	return measure_value(bucket);
-}
-
-static void fail(struct gpu_load *load, uint64_t kind, uint64_t info)
-{
-	if (load->stats.errors++ == 0) {
-		load->stats.first_error = kind;
-		load->stats.first_error_info = info;
-	}
-}
-
 /* --- frames ------------------------------------------------------------------------------------------------------ */
-
-/* xorshift64*: one multiplication, good enough to scatter */
-static uint32_t draw_below(struct gpu_load *load, uint32_t bound)
-{
-	uint64_t x = load->random;
-
-	x ^= x >> 12;
-	x ^= x << 25;
-	x ^= x >> 27;
-	load->random = x;
-	return (uint32_t)(((x * 0x2545f4914f6cdd1dULL) >> 32) * bound >> 32);
-}
 
 static void choose(struct gpu_load *load, struct virtio_gpu_rect *rect)
 {
@@ -165,8 +134,8 @@ static void choose(struct gpu_load *load, struct virtio_gpu_rect *rect)
 	rect->width = c->rect_width;
 	rect->height = c->rect_height;
 	if (c->random) {
-		rect->x = draw_below(load, c->width - c->rect_width + 1);
-		rect->y = draw_below(load, c->height - c->rect_height + 1);
+		rect->x = (uint32_t)measure_draw_below(&load->random, c->width - c->rect_width + 1);
+		rect->y = (uint32_t)measure_draw_below(&load->random, c->height - c->rect_height + 1);
 		return;
 	}
 	rect->x = load->x;
@@ -224,47 +193,35 @@ static void check_reply(struct gpu_load *load, uint16_t nr, uint32_t which, uint
 	struct virtio_gpu_ctrl_hdr reply;
 
 	if (len < sizeof(reply)) {
-		fail(load, GPU_LOAD_E_LENGTH, len);
+		gen_fail(&load->stats.run, GEN_E_LENGTH, len);
 		return;
 	}
 	shm_copy_in(&reply, load->slots + (size_t)nr * GPU_LOAD_SLOT_BYTES + REPLY_AT + (size_t)which * REPLY_STRIDE,
 		    sizeof(reply));
 	if (reply.type != VIRTIO_GPU_RESP_OK_NODATA)
-		fail(load, GPU_LOAD_E_REPLY, reply.type);
+		gen_fail(&load->stats.run, GPU_LOAD_E_REPLY, reply.type);
 }
 
 static void end_frame(struct gpu_load *load, uint16_t nr, uint64_t now)
 {
-	load->stats.done++;
-	if (load->sent[nr] >= load->start) {
-		uint64_t took = now > load->sent[nr] ? now - load->sent[nr] : 0;
-
-		load->stats.hist[measure_bucket(took)]++;
-		load->stats.samples++;
-		if (took > load->stats.max_ticks)
-			load->stats.max_ticks = took;
-	}
+	load->stats.run.done++;
+	if (load->sent[nr] >= load->start)
+		gen_note_latency(&load->stats.run, load->sent[nr], now);
 	load->free[load->nr_free++] = nr;
 }
 
 static void kick(struct gpu_load *load)
 {
-	const uint64_t one = 1;
-
 	if (!load->dirty)
 		return;
 	load->dirty = 0;
-	if (!ring_drv_publish(load->drv))
-		return;
-	load->stats.kicks++;
-	/* EAGAIN: the counter is full, so the other side will look */
-	if (write(load->kick_fd, &one, sizeof(one)) < 0 && errno != EAGAIN)
+	if (gen_publish(&load->stats.run, load->drv, load->kick_fd) < 0)
 		load->broken = -EIO;
 }
 
 static void send_all(struct gpu_load *load, uint64_t now)
 {
-	while (!load->drain && load->nr_free && !load->broken)
+	while (load->mode != GEN_DRAIN && load->nr_free && !load->broken)
 		send_frame(load, now);
 	kick(load);
 }
@@ -277,14 +234,16 @@ static int round_of(struct gpu_load *load)
 	uint64_t now;
 
 	if (n < 0) {
-		fail(load, GPU_LOAD_E_RING, (uint64_t)-n);
+		gen_fail(&load->stats.run, GEN_E_RING, (uint64_t)-n);
 		load->broken = -EIO;
 		return 0;
 	}
 	if (n == 0)
 		return 0;
 	now = measure_ticks();
-	load->stats.batches++;
+	load->stats.run.batches++;
+	if ((uint64_t)n > load->stats.run.max_batch)
+		load->stats.run.max_batch = (uint64_t)n;
 	load->stats.replies += (uint64_t)n;
 	for (int i = 0; i < n; i++) {
 		uint16_t nr = (uint16_t)(used[i].token >> 1);
@@ -299,14 +258,6 @@ static int round_of(struct gpu_load *load)
 
 /* --- runs -------------------------------------------------------------------------------------------------------- */
 
-static void drain_calls(struct gpu_load *load)
-{
-	uint64_t count;
-
-	if (read(load->call_fd, &count, sizeof(count)) == sizeof(count))
-		load->stats.calls += count;
-}
-
 /* Sleep until the queue calls or the display has something, at most @limit_ns. */
 static void sleep_on(struct gpu_load *load, uint64_t limit_ns)
 {
@@ -314,12 +265,11 @@ static void sleep_on(struct gpu_load *load, uint64_t limit_ns)
 		{ .fd = load->call_fd, .events = POLLIN },
 		{ .fd = load->display.fd, .events = POLLIN },
 	};
-	struct timespec ts = { .tv_sec = (time_t)(limit_ns / MEASURE_NS), .tv_nsec = (long)(limit_ns % MEASURE_NS) };
 
 	if (!ring_drv_calls_on(load->drv)) {
-		load->stats.sleeps++;
-		if (ppoll(fds, 2, &ts, NULL) > 0 && fds[0].revents)
-			drain_calls(load);
+		gen_sleep(&load->stats.run, fds, 2, limit_ns);
+		if (fds[0].revents)
+			gen_drain_calls(&load->stats.run, load->call_fd);
 	}
 	ring_drv_calls_off(load->drv);
 }
@@ -343,7 +293,7 @@ static void loop(struct gpu_load *load, uint64_t end)
 		int n = round_of(load), bytes = look(load, n);
 		uint64_t now = measure_ticks();
 
-		if (now >= end || (load->drain && load->nr_free == load->cfg.depth))
+		if (now >= end || (load->mode == GEN_DRAIN && load->nr_free == load->cfg.depth))
 			return;
 		if (n || bytes > 0)
 			continue;
@@ -354,38 +304,30 @@ static void loop(struct gpu_load *load, uint64_t end)
 	}
 }
 
-int gpu_load_run(struct gpu_load *load, uint64_t duration_ns, int drain)
+int gpu_load_run(struct gpu_load *load, uint64_t duration_ns, int mode)
 {
-	struct rusage before, after;
-	uint64_t begin_ns, cpu, count, updates = load->display.updates, bytes = load->display.bytes;
+	uint64_t count, updates = load->display.updates, bytes = load->display.bytes;
+	struct gen_account account;
 
 	if (!load->drv)
 		return -EINVAL;
 	if (load->ticks_per_ns == 0)
 		load->ticks_per_ns = measure_ticks_per_ns();
-	prctl(PR_SET_TIMERSLACK, 1UL, 0UL, 0UL, 0UL);
 	memset(&load->stats, 0, sizeof(load->stats));
 	__atomic_store_n(&load->stop, 0, __ATOMIC_RELAXED);
-	load->drain = drain;
-	getrusage(RUSAGE_THREAD, &before);
-	cpu = measure_ns(CLOCK_THREAD_CPUTIME_ID);
+	load->mode = mode;
 	ring_drv_calls_off(load->drv);
 	if (read(load->call_fd, &count, sizeof(count)) < 0)
 		count = 0;	/* nothing was left from before */
-	begin_ns = measure_ns(CLOCK_MONOTONIC);
-	load->start = measure_ticks();
+	gen_account_begin(&account);
+	load->start = account.ticks;
 	send_all(load, load->start);
 	loop(load, load->start + (uint64_t)((double)duration_ns * load->ticks_per_ns));
-	load->stats.ticks = measure_ticks() - load->start;
-	load->stats.ns = measure_ns(CLOCK_MONOTONIC) - begin_ns;
-	load->stats.cpu_ns = measure_ns(CLOCK_THREAD_CPUTIME_ID) - cpu;
-	getrusage(RUSAGE_THREAD, &after);
-	load->stats.voluntary = (uint64_t)(after.ru_nvcsw - before.ru_nvcsw);
-	load->stats.involuntary = (uint64_t)(after.ru_nivcsw - before.ru_nivcsw);
+	gen_account_end(&account, &load->stats.run);
 	load->stats.updates = load->display.updates - updates;
 	load->stats.shown_bytes = load->display.bytes - bytes;
-	drain_calls(load);
+	gen_drain_calls(&load->stats.run, load->call_fd);
 	if (load->broken)
 		return load->broken;
-	return drain && load->nr_free != load->cfg.depth ? -ETIME : 0;
+	return mode == GEN_DRAIN && load->nr_free != load->cfg.depth ? -ETIME : 0;
 }

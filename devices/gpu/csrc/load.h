@@ -9,17 +9,14 @@
 #ifndef GPU_LOAD_H
 #define GPU_LOAD_H
 
-#include "ring/csrc/driver.h"
+#include "ring/csrc/loadgen.h"
 
 /* cffi:begin */
 enum {
 	GPU_LOAD_DEPTH = 256,		/* frames in flight */
 	GPU_LOAD_SLOT_BYTES = 256,	/* of a frame's commands and replies */
-	GPU_LOAD_HIST = 3776,		/* buckets of the histogram: ring/csrc/measure.h */
 
-	GPU_LOAD_E_REPLY = 1,		/* kinds of errors, for first_error: type of a reply */
-	GPU_LOAD_E_LENGTH = 2,		/* used length of a reply */
-	GPU_LOAD_E_RING = 3,		/* the device broke the ring: RING_E_* */
+	GPU_LOAD_E_REPLY = 16,		/* a kind of error, for first_error: type of a reply */
 };
 
 struct gpu_load;
@@ -37,25 +34,10 @@ struct gpu_load_config {
 };
 
 struct gpu_load_stats {
-	uint64_t ns;		/* measured time, by CLOCK_MONOTONIC */
-	uint64_t ticks;		/* the same in the ticks that the histogram counts */
-	uint64_t cpu_ns;	/* CPU time of the generator's thread */
-	uint64_t done;		/* frames that are through */
+	struct gen_stats run;	/* of frames */
 	uint64_t replies;
-	uint64_t errors;
-	uint64_t first_error;	/* GPU_LOAD_E_* */
-	uint64_t first_error_info;
-	uint64_t kicks;
-	uint64_t calls;		/* notifications the device sent */
-	uint64_t batches;	/* polls that found something */
-	uint64_t sleeps;
 	uint64_t updates;	/* that came to the display */
 	uint64_t shown_bytes;	/* pixels of them */
-	uint64_t voluntary;	/* context switches of the generator's thread */
-	uint64_t involuntary;
-	uint64_t samples;	/* latencies in the histogram; only of frames begun and through within the run */
-	uint64_t max_ticks;
-	uint64_t hist[3776];	/* GPU_LOAD_HIST */
 };
 
 /* NULL without memory or if the configuration makes no sense. */
@@ -73,17 +55,15 @@ int gpu_load_read_display(struct gpu_load *load);
 /* What the display shows, @width x @height pixels; NULL: another size, or nothing was kept. */
 const uint8_t *gpu_load_shown(const struct gpu_load *load);
 /*
- * Send frames for @duration_ns, or until gpu_load_stop(). Those in flight stay so; @drain sends none, and returns when
- * none is. Statistics start anew. 0, -ETIME if a drain did not end in time, -EIO once the device broke the ring, -EPIPE
- * and -EPROTO as above.
+ * Send frames for @duration_ns, or until gpu_load_stop(): GEN_RUN. Those in flight stay so; GEN_DRAIN sends none, and
+ * returns when none is. Statistics start anew. 0, -ETIME if a drain did not end in time, -EIO once the device broke the
+ * ring, -EPIPE and -EPROTO as above.
  */
-int gpu_load_run(struct gpu_load *load, uint64_t duration_ns, int drain);
+int gpu_load_run(struct gpu_load *load, uint64_t duration_ns, int mode);
 /* From any thread. */
 void gpu_load_stop(struct gpu_load *load);
 /* Of the last run; the pointer stays valid until gpu_load_free(). */
 const struct gpu_load_stats *gpu_load_stats(const struct gpu_load *load);
-/* Middle of histogram bucket @bucket, in ticks. */
-uint64_t gpu_load_hist_value(uint32_t bucket);
 /* cffi:end */
 
 #endif
