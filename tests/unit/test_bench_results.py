@@ -182,10 +182,10 @@ def test_series() -> None:
     split, packed = series_of(runs, "depth")
     assert (split.name, packed.name) == ("packed no", "packed yes")
     assert split.x == (1, 8, 32)
-    assert split.iops == (10, 80, 320)
+    assert split.rate == (10, 80, 320)
     assert split.p99_us == (40, 40, 40)
     (middle,) = series_of([run(1), run(3), run(20)], "depth")
-    assert middle.iops == (3,)
+    assert middle.rate == (3,)
     with pytest.raises(ResultError, match="a curve needs"):
         axis_of([run(1), run(2)])
     with pytest.raises(ResultError, match="have the option rate"):
