@@ -10,7 +10,7 @@ import pytest
 
 HERE = Path(__file__).parent
 #: target -> its seeds
-TARGETS = {"ring": "seeds.py", "frame": "frame_seeds.py", "fuse": "fuse_seeds.py"}
+TARGETS = {"ring": "seeds.py", "frame": "frame_seeds.py", "fuse": "fuse_seeds.py", "gpu": "gpu_seeds.py"}
 
 
 @pytest.fixture(scope="module", params=TARGETS)
