@@ -1,4 +1,7 @@
-"""``make demo``: one process of ours serves devices, a Debian kernel in QEMU uses them, the host checks what is left.
+"""``make demo``: processes of ours serve devices, a Debian kernel in QEMU uses them, the host checks what is left.
+
+One has the disks, and is killed under load; the other has the network and the shared folder, for QEMU's virtio-fs does
+not connect again.
 
 Everything is made below a temporary folder that goes at the end; logs of the last run stay in .cache/demo. Exit status
 0 when all went well, else 1 after one sentence that says what failed.
@@ -7,7 +10,9 @@ Everything is made below a temporary folder that goes at the end; logs of the la
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
+import os
 import shutil
 import sys
 import tempfile
@@ -23,6 +28,8 @@ from guestlib import (
     GuestError,
     QemuConfig,
     QemuGuest,
+    VhostFs,
+    VhostNet,
     VhostUser,
     boot_qemu,
     find_accel,
@@ -30,6 +37,8 @@ from guestlib import (
     system_qemu,
     vhost,
 )
+from guestlib import fs as fslib
+from guestlib import net as netlib
 from guestlib.backends import vhost_program
 from guestlib.checks import (
     MIB,
@@ -46,7 +55,7 @@ from guestlib.debian import CACHE
 from rich.console import Console
 from rich.table import Table
 
-CONFIG = """\
+DISKS = """\
 [server]
 control = "{folder}/control.sock"
 workers = 2
@@ -64,6 +73,23 @@ name = "scratch"
 socket-path = "{folder}/scratch.sock"
 store = "memory:64M"
 """
+
+OTHERS = """\
+[[device]]
+type = "net"
+name = "nat"
+socket-path = "{folder}/net.sock"
+user = true
+
+[[device]]
+type = "fs"
+name = "share"
+socket-path = "{folder}/fs.sock"
+shared-dir = "{folder}/shared"
+tag = "shared"
+"""
+
+HOST_IN_NAT = "10.0.2.2"
 
 
 @dataclass
@@ -84,15 +110,24 @@ class Demo:
         self.folder = folder
         self.rows: list[Row] = []
         self.image = make_image(folder / "root.img", 128)
-        self.config = folder / "demo.toml"
-        self.config.write_text(CONFIG.format(folder=folder))
+        self.shared = folder / "shared"
+        self.shared.mkdir()
 
     @contextlib.asynccontextmanager
-    async def served(self, life: str) -> AsyncIterator[Backend]:
-        """The one server process; ``life`` names its log."""
-        sockets = [self.folder / "root.sock", self.folder / "scratch.sock", self.folder / "control.sock"]
-        async with vhost(self.folder, sockets, "serve", self.config, name=life, clean=False) as server:
+    async def _process(self, name: str, text: str, *sockets: str) -> AsyncIterator[Backend]:
+        config = self.folder / f"{name}.toml"
+        config.write_text(text.format(folder=self.folder))
+        paths = [self.folder / socket for socket in sockets]
+        async with vhost(self.folder, paths, "serve", config, name=name, clean=False) as server:
             yield server
+
+    def disks(self, life: str) -> contextlib.AbstractAsyncContextManager[Backend]:
+        """The process that serves the disks; ``life`` names its log."""
+        return self._process(life, DISKS, "root.sock", "scratch.sock", "control.sock")
+
+    def others(self) -> contextlib.AbstractAsyncContextManager[Backend]:
+        """The process that serves the network and the folder."""
+        return self._process("vhost-others", OTHERS, "net.sock", "fs.sock")
 
     async def control(self, method: str, *params: str) -> str:
         """``vhost ctl``; its output."""
@@ -123,6 +158,32 @@ class Demo:
         for row in self.rows:
             table.add_row(row.device, row.guest, row.host, f"{row.seconds:.1f}")
         return table
+
+
+async def _show_others(demo: Demo, guest: QemuGuest) -> None:
+    """What the guest does with the network and the folder."""
+    content = os.urandom(4 * MIB)
+    sha = hashlib.sha256(content).hexdigest()
+
+    async def network() -> str:
+        address = await netlib.dhcp(guest)
+        async with netlib.http_server(content) as port:
+            said = await guest.output(f"wget -q -O - http://{HOST_IN_NAT}:{port}/ | sha256sum")
+        assert said.split()[0] == sha, "the guest got other bytes"
+        return f"gave {address} to the guest, and 4 MiB of SHA-256 {sha[:12]}…"
+
+    async def folder() -> str:
+        fslib.make_tree(demo.shared, files=40)
+        before = fslib.tree_sums(demo.shared)
+        where = await fslib.mount(guest, "shared")
+        await guest.run(f"mkdir /tmp/copy && cp -a {where}/. /tmp/copy && cp -a /tmp/copy {where}/back && sync")
+        assert fslib.tree_sums(demo.shared / "back") == before, "the copy differs"
+        return f"{len(before)} names of the tree came back, contents, modes and links the same"
+
+    await demo.step(
+        "network (user-mode NAT)", "asks for an address by DHCP, fetches 4 MiB from the host by HTTP", network
+    )
+    await demo.step("shared folder", "copies a tree out and back in", folder)
 
 
 async def _show(demo: Demo, guest: QemuGuest, server: Backend, lives: contextlib.AsyncExitStack) -> Backend:
@@ -168,7 +229,7 @@ async def _show(demo: Demo, guest: QemuGuest, server: Backend, lives: contextlib
         steps = await writer.beyond(500)
         await server.kill()
         assert_nothing_lost(image, first=0, blocks=2000, synced=steps)
-        server = await lives.enter_async_context(demo.served("vhost-2"))
+        server = await lives.enter_async_context(demo.disks("vhost-2"))
         await writer.beyond(steps + 500)
         steps = await writer.stop()
         assert_nothing_lost(image, first=0, blocks=2000, synced=steps)
@@ -188,10 +249,13 @@ async def _run(console: Console, folder: Path) -> None:
     with console.status("Finding out whether KVM boots a kernel here …"):
         accel = await find_accel(system_qemu())
     async with contextlib.AsyncExitStack() as lives:
-        server = await lives.enter_async_context(demo.served("vhost-1"))
+        server = await lives.enter_async_context(demo.disks("vhost-1"))
+        others = await lives.enter_async_context(demo.others())
         devices = (
             VhostUser(folder / "root.sock", num_queues=2, reconnect=True),
             VhostUser(folder / "scratch.sock", packed=True, reconnect=True),
+            VhostNet(folder / "net.sock", packed=True),
+            VhostFs(folder / "fs.sock", "shared"),
         )
         async with contextlib.AsyncExitStack() as machine:
             guests: list[QemuGuest] = []
@@ -200,19 +264,21 @@ async def _run(console: Console, folder: Path) -> None:
                 guests.append(
                     await machine.enter_async_context(boot_qemu(QemuConfig(devices=devices), folder, name="guest"))
                 )
-                return f"QEMU with {accel.upper()}, one vhost process for both disks"
+                return f"QEMU with {accel.upper()}, one vhost process for both disks, one for the rest"
 
             await demo.step("machine", "boots a Debian kernel", boot)
             guest = guests[0]
             release = await guest.output("uname -r")
             demo.rows[-1].guest += f" ({release})"
+            await _show_others(demo, guest)
             server = await _show(demo, guest, server, lives)
 
             async def end() -> str:
                 await guest.power_off()
-                status = await server.terminate()
-                assert status == 0, f"the back-end ended with status {status}\n{server.log[-500:]}"
-                return "SIGTERM ended the back-end with status 0"
+                for each in (server, others):
+                    status = await each.terminate()
+                    assert status == 0, f"the back-end ended with status {status}\n{each.log[-500:]}"
+                return "SIGTERM ended the back-ends with status 0"
 
             await demo.step("machine", "powers off", end)
     console.print(demo.table())
