@@ -120,6 +120,12 @@ class Driven(Awake):
     @abstractmethod
     def _once(self, stage: Stage, live: Live, workload: Any, *, together: bool) -> Figures: ...
 
+    def _again(self, stage: Stage, live: Live, *, together: bool) -> Live:
+        """The peer once more, where it ends with its connection."""
+        again = stage.awake(self.peer, together=together) if self.peer.program.once else live
+        assert again is not None
+        return again
+
     def _measured(
         self, measure: Callable[[Any, Any], Awaitable[Result]], target: Any, workload: Any, what: str
     ) -> Result:  # fmt: skip

@@ -118,11 +118,7 @@ class FsBackend(Driven):
     """A shared folder, driven by our load generator."""
 
     def _once(self, stage: Stage, live: Live, workload: Workload, *, together: bool) -> Figures:
-        if self.peer.program.once:
-            again = stage.awake(self.peer, together=together)
-            assert again is not None
-            live = again
-        with self.blamed(live):
+        with self.blamed(self._again(stage, live, together=together)):
             result = self._measured(measure, stage.sockets(self.peer)[0], workload, "operations")
         found = figures_of(result)
         found |= per_cpu_second(found)

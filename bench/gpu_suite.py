@@ -53,11 +53,7 @@ class GpuBackend(Driven):
     """A display, driven by our load generator."""
 
     def _once(self, stage: Stage, live: Live, workload: Workload, *, together: bool) -> Figures:
-        if self.peer.program.once:
-            again = stage.awake(self.peer, together=together)
-            assert again is not None
-            live = again
-        with self.blamed(live):
+        with self.blamed(self._again(stage, live, together=together)):
             result = self._measured(measure, stage.sockets(self.peer)[0], workload, "commands")
         return {**figures_of(result), "share": self._share(result, result.frames, together=together)}
 

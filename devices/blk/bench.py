@@ -9,19 +9,7 @@ import click
 from rich.console import Console
 
 from devices.blk.load import PATTERNS, Result, Workload, measure
-from vhost.bench.params import (
-    SIZE,
-    cost_rows,
-    drive,
-    front_end_options,
-    how,
-    keep,
-    latency_rows,
-    result_options,
-    ring_options,
-    show_rows,
-    time_options,
-)
+from vhost.bench import params
 
 __all__ = ["command"]
 
@@ -29,21 +17,21 @@ __all__ = ["command"]
 @click.command("blk")
 @click.option("--socket-path", "path", required=True, metavar="PATH", help="Socket the back-end listens on.")
 @click.option("--rw", type=click.Choice(tuple(PATTERNS)), default="randread", show_default=True)
-@click.option("--bs", "block_bytes", type=SIZE, default="4k", show_default=True, help="Bytes per request.")
+@click.option("--bs", "block_bytes", type=params.SIZE, default="4k", show_default=True, help="Bytes per request.")
 @click.option("--iodepth", "depth", type=int, default=32, show_default=True, help="Requests in flight per queue.")
 @click.option("--queues", type=int, default=1, show_default=True)
 @click.option("--threads", type=int, default=1, show_default=True, help="Front-end threads; they share the queues.")
 @click.option("--queue-size", type=int, default=0, help="Entries; as many as the depth needs if not given.")
 @click.option("--rwmixread", "read_percent", type=click.IntRange(0, 100), default=70, show_default=True)
-@ring_options()
-@time_options("Requests")
+@params.ring_options()
+@params.time_options("Requests")
 @click.option("--verify", is_flag=True, help="Write a pattern first and check every read. Destroys what is there.")
-@click.option("--size", type=SIZE, default="0", help="Bytes of the disk to use; all if not given.")
-@front_end_options
+@click.option("--size", type=params.SIZE, default="0", help="Bytes of the disk to use; all if not given.")
+@params.front_end_options
 @click.option("--regions", type=int, default=1, show_default=True, help="Memory regions; data spread over them.")
 @click.option("--seed", type=int, default=1, show_default=True)
 @click.option("--write-ok", is_flag=True, help="Yes, overwrite the disk: needed by every pattern that writes.")
-@result_options
+@params.result_options
 def command(
     path: str, write_ok: bool, json_path: str | None, csv_path: str | None, name: str | None, **options: Any
 ) -> None:
@@ -51,9 +39,9 @@ def command(
     workload = Workload(**options)
     if (PATTERNS[workload.rw][0] != 100 or workload.verify) and not write_ok:
         raise click.UsageError(f"{workload.rw} overwrites the disk behind {path}; add --write-ok if that is meant")
-    result = drive(measure, path, workload)
+    result = params.drive(measure, path, workload)
     show(result, Console())
-    keep(result, "blk", name or Path(path).stem, json_path, csv_path, "requests")
+    params.keep(result, "blk", name or Path(path).stem, json_path, csv_path, "requests")
 
 
 def show(result: Result, console: Console) -> None:
@@ -64,12 +52,12 @@ def show(result: Result, console: Console) -> None:
     rows = [
         ("requests/s", f"{result.iops:,.0f}"),
         ("bandwidth", f"{result.bytes_per_second / 2**20:,.1f} MiB/s"),
-        *latency_rows(latency),
-        *cost_rows(result, "request", batches),
+        *params.latency_rows(latency),
+        *params.cost_rows(result, "request", batches),
     ]
-    show_rows(title, rows, result, console)
+    params.show_rows(title, rows, result, console)
 
 
 def _how(workload: Workload) -> str:
     queues = f"{workload.queues} queue{'s' if workload.queues > 1 else ''}"
-    return how(workload, [f"depth {workload.depth}", queues], "request")
+    return params.how(workload, [f"depth {workload.depth}", queues], "request")

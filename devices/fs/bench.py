@@ -9,19 +9,7 @@ import click
 from rich.console import Console
 
 from devices.fs.load import OPERATIONS, Result, Workload, measure
-from vhost.bench.params import (
-    SIZE,
-    cost_rows,
-    drive,
-    front_end_options,
-    how,
-    keep,
-    latency_rows,
-    result_options,
-    ring_options,
-    show_rows,
-    time_options,
-)
+from vhost.bench import params
 
 __all__ = ["command"]
 
@@ -32,32 +20,36 @@ __all__ = ["command"]
     "--op", type=click.Choice(tuple(OPERATIONS)), default="getattr", show_default=True,
     help="; ".join(f"{name}: {words}" for name, words in OPERATIONS.items()) + ".",
 )  # fmt: skip
-@click.option("--bs", "block_bytes", type=SIZE, default="4k", show_default=True, help="Bytes per READ, WRITE, listing.")
-@click.option("--pieces-of", "piece_bytes", type=SIZE, default="0", help="Bytes per descriptor of data; all in one.")
+@click.option(
+    "--bs", "block_bytes", type=params.SIZE, default="4k", show_default=True, help="Bytes per READ, WRITE, listing."
+)
+@click.option(
+    "--pieces-of", "piece_bytes", type=params.SIZE, default="0", help="Bytes per descriptor of data; all in one."
+)
 @click.option("--iodepth", "depth", type=int, default=16, show_default=True, help="Operations in flight per queue.")
 @click.option("--queues", type=int, default=1, show_default=True, help="Request queues.")
 @click.option("--threads", type=int, default=1, show_default=True, help="Front-end threads; they share the queues.")
 @click.option("--queue-size", type=int, default=0, help="Entries; as many as the depth needs if not given.")
 @click.option("--files", type=int, default=0, help="1000, or 10000 to be listed; with data one per queue.")
-@click.option("--size", type=SIZE, default="64m", show_default=True, help="Bytes of each file with data.")
+@click.option("--size", type=params.SIZE, default="64m", show_default=True, help="Bytes of each file with data.")
 @click.option("--random/--sequential", default=True, help="Files and blocks.  [default: random]")
-@ring_options()
-@time_options("Operations")
+@params.ring_options()
+@params.time_options("Operations")
 @click.option("--verify", is_flag=True, help="Compare contents, inodes and listings with what they must be.")
 @click.option("--folder", default="vhost-bench", show_default=True, help="In the shared one; made if it is not there.")
 @click.option("--keep", is_flag=True, help="Leave what was made; else it is removed at the end.")
-@front_end_options
+@params.front_end_options
 @click.option("--seed", type=int, default=1, show_default=True)
-@result_options
+@params.result_options
 def command(path: str, json_path: str | None, csv_path: str | None, name: str | None, **options: Any) -> None:
     """Drive the shared folder behind a vhost-user socket and say what it costs both sides.
 
     Works in a folder of its own in the shared one.
     """
     workload = Workload(**options)
-    result = drive(measure, path, workload)
+    result = params.drive(measure, path, workload)
     show(result, Console())
-    keep(result, "fs", name or Path(path).stem, json_path, csv_path, "operations")
+    params.keep(result, "fs", name or Path(path).stem, json_path, csv_path, "operations")
 
 
 def show(result: Result, console: Console) -> None:
@@ -71,8 +63,8 @@ def show(result: Result, console: Console) -> None:
     if workload.has_data:
         rows.append(("bandwidth", f"{result.bytes_per_second / 2**20:,.1f} MiB/s"))
     batches = [("replies per look, mean / max", f"{result.batch_mean:.1f} / {result.batch_max}")]
-    rows += [*latency_rows(latency), *cost_rows(result, "operation", batches)]
-    show_rows(f"{_what(workload)}, {_how(workload)}", rows, result, console)
+    rows += [*params.latency_rows(latency), *params.cost_rows(result, "operation", batches)]
+    params.show_rows(f"{_what(workload)}, {_how(workload)}", rows, result, console)
 
 
 def _what(workload: Workload) -> str:
@@ -84,4 +76,4 @@ def _what(workload: Workload) -> str:
 
 def _how(workload: Workload) -> str:
     queues = f"{workload.queues} queue{'s' if workload.queues > 1 else ''}"
-    return how(workload, [f"depth {workload.depth}", queues], "operation")
+    return params.how(workload, [f"depth {workload.depth}", queues], "operation")

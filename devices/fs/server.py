@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NewType
 from _cffi_backend import FFI
 
 from devices.fs._fs import ffi, lib
+from vhost._owned import Owned
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -114,7 +115,7 @@ class Server:
         await self.aclose()
 
 
-class NativeServer(Server):
+class NativeServer(Owned[ServerPtr], Server):
     """A server in C.
 
     Args:
@@ -124,23 +125,7 @@ class NativeServer(Server):
     def __init__(self, ptr: Any) -> None:
         if ptr == ffi.NULL:
             raise MemoryError("no memory for a file system")
-        self._ptr: ServerPtr | None = ServerPtr(ptr)
-
-    @property
-    def ptr(self) -> ServerPtr:
-        """The ``struct fs_server *``.
-
-        Raises:
-            RuntimeError: it was closed.
-        """
-        if self._ptr is None:
-            raise RuntimeError(f"{self.description} is closed")
-        return self._ptr
-
-    @property
-    def is_open(self) -> bool:
-        """It was not closed."""
-        return self._ptr is not None
+        super().__init__(ServerPtr(ptr))
 
     @property
     def session(self) -> Session:
@@ -183,11 +168,8 @@ class NativeServer(Server):
         """As `Server.reset`."""
         lib.fs_server_reset(self.ptr)
 
-    def close(self) -> None:
-        """As `Server.close`."""
-        if self._ptr is not None:
-            ptr, self._ptr = self._ptr, None
-            lib.fs_server_free(ptr)
+    def _free(self, ptr: ServerPtr) -> None:
+        lib.fs_server_free(ptr)
 
     def __del__(self) -> None:
         if getattr(self, "_ptr", None) is not None:

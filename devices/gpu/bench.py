@@ -9,19 +9,7 @@ import click
 from rich.console import Console
 
 from devices.gpu.load import Result, Workload, measure
-from vhost.bench.params import (
-    SIZE,
-    cost_rows,
-    drive,
-    front_end_options,
-    how,
-    keep,
-    latency_rows,
-    result_options,
-    ring_options,
-    show_rows,
-    time_options,
-)
+from vhost.bench import params
 
 __all__ = ["command"]
 
@@ -32,15 +20,17 @@ __all__ = ["command"]
 @click.option("--rect", metavar="WxH", help="Of what a frame changes, pixels; all of it if not given.")
 @click.option("--iodepth", "depth", type=int, default=4, show_default=True, help="Frames in flight.")
 @click.option("--display/--no-display", default=False, help="Be QEMU's display and read it.  [default: no-display]")
-@click.option("--pieces-of", "piece_bytes", type=SIZE, default="0", help="Bytes per piece of its memory; all in one.")
+@click.option(
+    "--pieces-of", "piece_bytes", type=params.SIZE, default="0", help="Bytes per piece of its memory; all in one."
+)
 @click.option("--queue-size", type=int, default=0, help="Entries; as many as the depth needs if not given.")
 @click.option("--random/--sequential", default=True, help="Places of rectangles.  [default: random]")
-@ring_options()
-@time_options()
+@params.ring_options()
+@params.time_options()
 @click.option("--verify", is_flag=True, help="Compare what the display shows in the end with the guest's memory.")
-@front_end_options
+@params.front_end_options
 @click.option("--seed", type=int, default=1, show_default=True)
-@result_options
+@params.result_options
 def command(
     path: str, size: str, rect: str | None, json_path: str | None, csv_path: str | None, name: str | None,
     **options: Any,
@@ -53,9 +43,9 @@ def command(
         workload = Workload(size=_pixels(size), rect=_pixels(rect) if rect else (), **options)
     except ValueError as error:
         raise click.UsageError(str(error)) from error
-    result = drive(measure, path, workload)
+    result = params.drive(measure, path, workload)
     show(result, Console())
-    keep(result, "gpu", name or Path(path).stem, json_path, csv_path, "commands")
+    params.keep(result, "gpu", name or Path(path).stem, json_path, csv_path, "commands")
 
 
 def _pixels(text: str) -> tuple[int, int]:
@@ -77,8 +67,8 @@ def show(result: Result, console: Console) -> None:
             ("updates/s shown", f"{result.updates_per_second:,.0f}"),
             ("pixels of them", f"{result.shown_bytes_per_second / 1e9:,.2f} GB/s"),
         ]
-    rows += [*latency_rows(latency), *cost_rows(result, "frame", [])]
-    show_rows(f"{_what(workload)}, {_how(workload)}", rows, result, console)
+    rows += [*params.latency_rows(latency), *params.cost_rows(result, "frame", [])]
+    params.show_rows(f"{_what(workload)}, {_how(workload)}", rows, result, console)
 
 
 def _what(workload: Workload) -> str:
@@ -88,4 +78,4 @@ def _what(workload: Workload) -> str:
 
 def _how(workload: Workload) -> str:
     display = "with a display" if workload.display else "no display"
-    return how(workload, [f"depth {workload.depth}", display], "frame")
+    return params.how(workload, [f"depth {workload.depth}", display], "frame")

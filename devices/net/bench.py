@@ -9,19 +9,7 @@ import click
 from rich.console import Console
 
 from devices.net.load import MODES, Result, Workload, measure
-from vhost.bench.params import (
-    SIZE,
-    cost_rows,
-    drive,
-    front_end_options,
-    how,
-    keep,
-    latency_rows,
-    result_options,
-    ring_options,
-    show_rows,
-    time_options,
-)
+from vhost.bench import params
 
 __all__ = ["command"]
 
@@ -35,28 +23,30 @@ __all__ = ["command"]
     "--mode", type=click.Choice(tuple(MODES)), default="echo", show_default=True,
     help="; ".join(f"{name}: {words}" for name, words in MODES.items()) + ".",
 )  # fmt: skip
-@click.option("--frame", type=SIZE, default="64", show_default=True, help="Bytes; above 1518: TCP to be cut (TSO).")
+@click.option(
+    "--frame", type=params.SIZE, default="64", show_default=True, help="Bytes; above 1518: TCP to be cut (TSO)."
+)
 @click.option("--burst", type=int, default=32, show_default=True, help="Frames given and taken at once.")
 @click.option("--window", type=int, default=0, help="Frames under way per queue pair; what fits if not given.")
 @click.option("--flood", is_flag=True, help="No window: what finds no room at the other end is lost.")
 @click.option("--queues", "pairs", type=int, default=1, show_default=True, help="Queue pairs.")
 @click.option("--threads", type=int, default=1, show_default=True, help="Front-end threads; they share the queues.")
 @click.option("--queue-size", type=int, default=256, show_default=True, help="Entries.")
-@ring_options(indirect=False)
+@params.ring_options(indirect=False)
 @click.option("--mergeable/--no-mergeable", default=True, help="Receive buffers.")
-@click.option("--buffer", type=SIZE, default="0", help="Bytes of a receive buffer; chosen if not given.")
-@time_options("Frames", "go")
+@click.option("--buffer", type=params.SIZE, default="0", help="Bytes of a receive buffer; chosen if not given.")
+@params.time_options("Frames", "go")
 @click.option("--verify", is_flag=True, help="Give every frame contents of its own and compare what comes back.")
-@front_end_options
-@result_options
+@params.front_end_options
+@params.result_options
 def command(
     paths: tuple[str, ...], json_path: str | None, csv_path: str | None, name: str | None, **options: Any
 ) -> None:
     """Drive the network card behind a vhost-user socket and say what it costs both sides."""
     workload = Workload(**options)
-    result = drive(measure, paths, workload)
+    result = params.drive(measure, paths, workload)
     show(result, Console())
-    keep(result, "net", name or Path(paths[0]).stem, json_path, csv_path, "frames")
+    params.keep(result, "net", name or Path(paths[0]).stem, json_path, csv_path, "frames")
 
 
 def show(result: Result, console: Console) -> None:
@@ -69,19 +59,19 @@ def show(result: Result, console: Console) -> None:
     rows = [
         ("packets/s", f"{result.packets_per_second:,.0f}"),
         ("bandwidth", f"{result.bits_per_second / 1e9:,.2f} Gbit/s"),
-        *cost_rows(result, "packet", batches, form="{:.4f} µs"),
+        *params.cost_rows(result, "packet", batches, form="{:.4f} µs"),
     ]
     if latency is not None:
         rows += [
-            *latency_rows(latency),
+            *params.latency_rows(latency),
             ("lost", f"{result.lost:,} of {result.sent:,}"),
             ("out of order", f"{result.reordered:,}"),
         ]
     if result.foreign:
         rows.append(("of other origin", f"{result.foreign:,}"))
-    show_rows(f"{workload.mode}, {workload.frame} B, {_how(workload)}", rows, result, console)
+    params.show_rows(f"{workload.mode}, {workload.frame} B, {_how(workload)}", rows, result, console)
 
 
 def _how(workload: Workload) -> str:
     pairs = f"{workload.pairs} queue pair{'s' if workload.pairs > 1 else ''}"
-    return how(workload, [pairs, "mergeable" if workload.mergeable else "whole buffers"], "packet")
+    return params.how(workload, [pairs, "mergeable" if workload.mergeable else "whole buffers"], "packet")

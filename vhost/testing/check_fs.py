@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from vhost.constants import FrontendRequest as F
 from vhost.constants import ProtocolFeature as P
@@ -25,28 +25,9 @@ _ROOT = 1
 #: flags of INIT that Linux 6.1 offers, those that change what is asked for left out
 _FLAGS = 1 | 1 << 5 | 1 << 15 | 1 << 18 | 1 << 22
 
-_PACKED = int(VirtioFeature.RING_PACKED)
 _INDIRECT = int(VirtioFeature.INDIRECT_DESC)
 _IN = struct.Struct("<IIQQIIII")
 _OUT = struct.Struct("<IiQ")
-
-Layouts = Callable[[Trial, int], None]
-
-
-def _layouts(clause: str, title: str) -> Callable[[Layouts], Layouts]:
-    def add(body: Layouts) -> Layouts:
-        for name, bit in (("split", 0), ("packed", _PACKED)):
-
-            @FS(clause, f"{name}: {title}")
-            def check(trial: Trial, bit: int = bit) -> None:
-                with Peer(trial.connect()).handshake() as peer:
-                    if bit:
-                        peer.need_feature(bit)
-                body(trial, bit)
-
-        return body
-
-    return add
 
 
 def _probe(peer: Peer) -> tuple[list[Buffer], list[Buffer]]:
@@ -158,7 +139,7 @@ def _config(trial: Trial) -> None:
         raise Failure(f"{queues} request queues are said to be there, GET_QUEUE_NUM tells of fewer")
 
 
-@_layouts("FUSE_INIT", "versions and flags are agreed on")
+@FS.layouts("FUSE_INIT", "versions and flags are agreed on")
 def _init(trial: Trial, features: int) -> None:
     mount = Mount(trial, features, init=False)
     major, minor, readahead, flags, *_, max_write = mount.init()
@@ -181,7 +162,7 @@ def _major(trial: Trial) -> None:
     mount.root()
 
 
-@_layouts("FUSE_LOOKUP", "what is not there is ENOENT, or a reply without an inode")
+@FS.layouts("FUSE_LOOKUP", "what is not there is ENOENT, or a reply without an inode")
 def _no_entry(trial: Trial, features: int) -> None:
     mount = Mount(trial, features)
     for name in (b"no such name", b"x" * 200):
@@ -190,7 +171,7 @@ def _no_entry(trial: Trial, features: int) -> None:
             raise Failure(f"a name that is not there gave error {error}, inode {data[:8].hex()}")
 
 
-@_layouts("FUSE_READDIR", "the root can be listed")
+@FS.layouts("FUSE_READDIR", "the root can be listed")
 def _list(trial: Trial, features: int) -> None:
     mount = Mount(trial, features)
     error, data = mount.ask(OPENDIR, _ROOT, struct.pack("<II", os.O_RDONLY | os.O_DIRECTORY, 0), room=16)
@@ -215,7 +196,7 @@ def _list(trial: Trial, features: int) -> None:
         mount.ok(RELEASEDIR, _ROOT, handle + bytes(16), room=0)
 
 
-@_layouts("FUSE_STATFS", "the file system says how large it is")
+@FS.layouts("FUSE_STATFS", "the file system says how large it is")
 def _statfs(trial: Trial, features: int) -> None:
     data = Mount(trial, features).ok(STATFS, _ROOT, room=80, least=80)
     blocks, free, _, _, _, size = struct.unpack_from("<QQQQQI", data)
@@ -223,7 +204,7 @@ def _statfs(trial: Trial, features: int) -> None:
         raise Failure(f"{free} of {blocks} blocks of {size} bytes are free")
 
 
-@_layouts("VIRTIO 2.7.4", "nothing is assumed of how a request is cut into descriptors")
+@FS.layouts("VIRTIO 2.7.4", "nothing is assumed of how a request is cut into descriptors")
 def _pieces(trial: Trial, features: int) -> None:
     mount = Mount(trial, features)
     want = mount.root()
@@ -244,7 +225,7 @@ def _pieces(trial: Trial, features: int) -> None:
             raise Failure(f"attributes in pieces: error {error}, or others than in one piece")
 
 
-@_layouts("VIRTIO 2.7.5.3", "requests in indirect descriptors are answered")
+@FS.layouts("VIRTIO 2.7.5.3", "requests in indirect descriptors are answered")
 def _indirect(trial: Trial, features: int) -> None:
     with Peer(trial.connect()).handshake() as peer:
         peer.need_feature(_INDIRECT)
@@ -255,7 +236,7 @@ def _indirect(trial: Trial, features: int) -> None:
             raise Failure(f"an indirect request failed: {os.strerror(error)}")
 
 
-@_layouts("VIRTIO 5.11.6.1", "FORGET comes back without an answer")
+@FS.layouts("VIRTIO 5.11.6.1", "FORGET comes back without an answer")
 def _forget(trial: Trial, features: int) -> None:
     mount = Mount(trial, features)
     for whole in (
@@ -269,7 +250,7 @@ def _forget(trial: Trial, features: int) -> None:
     mount.root()
 
 
-@_layouts("linux/fuse.h", "opcodes that there are not are refused, and lengths that do not fit")
+@FS.layouts("linux/fuse.h", "opcodes that there are not are refused, and lengths that do not fit")
 def _lengths(trial: Trial, features: int) -> None:
     mount = Mount(trial, features)
     for opcode in (0, 7, 19, 999, 0xFFFFFFFF):
@@ -284,7 +265,7 @@ def _lengths(trial: Trial, features: int) -> None:
     mount.root()
 
 
-@_layouts("linux/fuse.h", "headers that say what is not so do no harm")
+@FS.layouts("linux/fuse.h", "headers that say what is not so do no harm")
 def _lies(trial: Trial, features: int) -> None:
     mount = Mount(trial, features)
     for said in (0, 39, 57, 1 << 20, 0xFFFFFFFF):
@@ -294,7 +275,7 @@ def _lies(trial: Trial, features: int) -> None:
     mount.root()
 
 
-@_layouts("VIRTIO 5.11.6.2", "names are names, not paths: none leads out of the folder")
+@FS.layouts("VIRTIO 5.11.6.2", "names are names, not paths: none leads out of the folder")
 def _names(trial: Trial, features: int) -> None:
     mount = Mount(trial, features)
     for name in (b"../x", b"a/../../x", b"/", b"/etc", b"./.", b""):
@@ -325,7 +306,7 @@ def _destroy(trial: Trial) -> None:
     mount.root()
 
 
-@_layouts("rst VHOST_USER_GET_VRING_BASE", "a ring that was stopped goes on where it was")
+@FS.layouts("rst VHOST_USER_GET_VRING_BASE", "a ring that was stopped goes on where it was")
 def _restart(trial: Trial, features: int) -> None:
     mount = Mount(trial, features)
     for _ in range(3):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from vhost.constants import FrontendRequest as F
 from vhost.constants import ProtocolFeature as P
@@ -14,7 +14,6 @@ from vhost.testing.report import Suite, Trial
 
 NET = Suite()
 
-_PACKED = int(VirtioFeature.RING_PACKED)
 _INDIRECT = int(VirtioFeature.INDIRECT_DESC)
 
 _CSUM, _GUEST_CSUM, _MTU, _CTRL_VQ = 0, 1, 3, 17
@@ -42,24 +41,6 @@ _NEEDS = {
 _HEADER = struct.Struct("<BBHHHHH")
 #: broadcast, from a locally administered address, of an experimental type (IEEE 802)
 _FRAME = b"\xff" * 6 + b"\x52\x54\0\0\0\1" + b"\x88\xb5" + bytes(range(46))
-
-Layouts = Callable[[Trial, int], None]
-
-
-def _layouts(clause: str, title: str) -> Callable[[Layouts], Layouts]:
-    def add(body: Layouts) -> Layouts:
-        for name, bit in (("split", 0), ("packed", _PACKED)):
-
-            @NET(clause, f"{name}: {title}")
-            def check(trial: Trial, bit: int = bit) -> None:
-                with Peer(trial.connect()).handshake() as peer:
-                    if bit:
-                        peer.need_feature(bit)
-                body(trial, bit)
-
-        return body
-
-    return add
 
 
 def _header(*fields: int) -> bytes:
@@ -105,7 +86,7 @@ def _dependencies(trial: Trial) -> None:
             raise Failure(f"feature {bit} is offered without {' or '.join(map(str, others))}")
 
 
-@_layouts("VIRTIO 5.1.6.2", "frames that are sent are taken")
+@NET.layouts("VIRTIO 5.1.6.2", "frames that are sent are taken")
 def _frames(trial: Trial, features: int) -> None:
     _, transmit = _pair(trial, features)
     for _ in range(3):
@@ -114,7 +95,7 @@ def _frames(trial: Trial, features: int) -> None:
         _taken(transmit, 32)
 
 
-@_layouts("VIRTIO 2.7.4", "nothing is assumed of how a frame is cut into descriptors")
+@NET.layouts("VIRTIO 2.7.4", "nothing is assumed of how a frame is cut into descriptors")
 def _pieces(trial: Trial, features: int) -> None:
     _, transmit = _pair(trial, features)
     for cut in ((12,), (10, 2), (1, 1, 1, 1, 8), (12, 14), (13,), (30, 1, 1)):
@@ -122,7 +103,7 @@ def _pieces(trial: Trial, features: int) -> None:
         _taken(transmit)
 
 
-@_layouts("VIRTIO 2.7.5.3", "frames in indirect descriptors are taken")
+@NET.layouts("VIRTIO 2.7.5.3", "frames in indirect descriptors are taken")
 def _indirect(trial: Trial, features: int) -> None:
     with Peer(trial.connect()).handshake() as peer:
         peer.need_feature(_INDIRECT)
@@ -132,7 +113,7 @@ def _indirect(trial: Trial, features: int) -> None:
         _taken(transmit)
 
 
-@_layouts("VIRTIO 5.1.6.2", "frames without room for addresses, or without a whole header, do no harm")
+@NET.layouts("VIRTIO 5.1.6.2", "frames without room for addresses, or without a whole header, do no harm")
 def _runts(trial: Trial, features: int) -> None:
     _, transmit = _pair(trial, features)
     for length in (1, 11, 12, 13, 25):
@@ -142,7 +123,7 @@ def _runts(trial: Trial, features: int) -> None:
     _taken(transmit)
 
 
-@_layouts("VIRTIO 5.1.6.2", "headers that say what is not so do no harm")
+@NET.layouts("VIRTIO 5.1.6.2", "headers that say what is not so do no harm")
 def _lies(trial: Trial, features: int) -> None:
     offloads = sum(1 << bit for bit in (_CSUM, 11, 12, 13, 14, 56))
     _, transmit = _pair(trial, features | offloads)
@@ -163,7 +144,7 @@ def _lies(trial: Trial, features: int) -> None:
         _taken(transmit)
 
 
-@_layouts("VIRTIO 5.1.6.2", "frames longer than any may be do no harm")
+@NET.layouts("VIRTIO 5.1.6.2", "frames longer than any may be do no harm")
 def _giants(trial: Trial, features: int) -> None:
     _, transmit = _pair(trial, features)
     for length in (65535 + 14, 70000, 300000):
@@ -173,7 +154,7 @@ def _giants(trial: Trial, features: int) -> None:
     _taken(transmit)
 
 
-@_layouts("VIRTIO 5.1.6.3", "receive buffers too small for anything do no harm")
+@NET.layouts("VIRTIO 5.1.6.3", "receive buffers too small for anything do no harm")
 def _small_buffers(trial: Trial, features: int) -> None:
     receive, transmit = _pair(trial, features)
     for size in (1, 11, 12, 20):
@@ -183,7 +164,7 @@ def _small_buffers(trial: Trial, features: int) -> None:
         _taken(transmit)
 
 
-@_layouts("rst Ring states", "frames sent on a disabled ring are taken and dropped")
+@NET.layouts("rst Ring states", "frames sent on a disabled ring are taken and dropped")
 def _disabled(trial: Trial, features: int) -> None:
     peer = trial.peer()
     _, transmit = peer.bring_up(features, queues=2)
@@ -196,7 +177,7 @@ def _disabled(trial: Trial, features: int) -> None:
     _taken(transmit)
 
 
-@_layouts("rst VHOST_USER_GET_VRING_BASE", "a ring that was stopped goes on where it was")
+@NET.layouts("rst VHOST_USER_GET_VRING_BASE", "a ring that was stopped goes on where it was")
 def _restart(trial: Trial, features: int) -> None:
     peer = trial.peer()
     _, transmit = peer.bring_up(features, queues=2)

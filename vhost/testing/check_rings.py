@@ -26,39 +26,16 @@ EVENT_IDX = VirtioFeature.EVENT_IDX
 PACKED = VirtioFeature.RING_PACKED
 
 
-Layouts = Callable[[Trial, int], None]
-
-
-def _layouts(clause: str, title: str, features: int = 0) -> Callable[[Layouts], Layouts]:
-    """Decorator: one check per ring layout; the body gets the features to negotiate."""
-
-    def add(body: Layouts) -> Layouts:
-        for name, bit in (("split", 0), ("packed", int(PACKED))):
-
-            @RINGS(clause, f"{name}: {title}")
-            def check(trial: Trial, bit: int = bit) -> None:
-                wanted = features | bit
-                with Peer(trial.connect()).handshake() as peer:
-                    for need in (INDIRECT, EVENT_IDX, PACKED):
-                        if wanted & need:
-                            peer.need_feature(need)
-                body(trial, wanted)
-
-        return body
-
-    return add
-
-
 # Ring states
 
 
-@_layouts("rst Ring states", "a request in an enabled and started ring is served")
+@RINGS.layouts("rst Ring states", "a request in an enabled and started ring is served")
 def _serves(trial: Trial, features: int) -> None:
     (ring,) = trial.peer().bring_up(features)
     trial.works(ring, 3)
 
 
-@_layouts("rst Ring states", "a disabled ring is not processed until it is enabled")
+@RINGS.layouts("rst Ring states", "a disabled ring is not processed until it is enabled")
 def _disabled(trial: Trial, features: int) -> None:
     peer = trial.peer().handshake()
     if not peer.features & VirtioFeature.PROTOCOL_FEATURES:
@@ -73,7 +50,7 @@ def _disabled(trial: Trial, features: int) -> None:
     ring.wait()
 
 
-@_layouts("rst Ring states", "a ring disabled while it runs pauses, and goes on once enabled")
+@RINGS.layouts("rst Ring states", "a ring disabled while it runs pauses, and goes on once enabled")
 def _paused(trial: Trial, features: int) -> None:
     peer = trial.peer()
     (ring,) = peer.bring_up(features)
@@ -87,7 +64,7 @@ def _paused(trial: Trial, features: int) -> None:
         ring.wait()
 
 
-@_layouts("rst Ring states", "enabling is enough: requests made meanwhile are found without another kick")
+@RINGS.layouts("rst Ring states", "enabling is enough: requests made meanwhile are found without another kick")
 def _enabled_without_kick(trial: Trial, features: int) -> None:
     peer = trial.peer()
     (ring,) = peer.bring_up(features)
@@ -107,7 +84,7 @@ def _enabled_without_bit_30(trial: Trial) -> None:
     trial.works(peer.start(peer.ring(0, 64), enable=False), 2)
 
 
-@_layouts("rst Ring states", "requests made before the kick descriptor comes are found if it is already signalled")
+@RINGS.layouts("rst Ring states", "requests made before the kick descriptor comes are found if it is already signalled")
 def _kicked_before(trial: Trial, features: int) -> None:
     peer = trial.peer().handshake()
     peer.set_features((features | VirtioFeature.PROTOCOL_FEATURES | VirtioFeature.VERSION_1) & peer.features)
@@ -118,7 +95,7 @@ def _kicked_before(trial: Trial, features: int) -> None:
     ring.wait()
 
 
-@_layouts("rst VHOST_USER_GET_VRING_BASE", "stops the ring: it is not looked at any more")
+@RINGS.layouts("rst VHOST_USER_GET_VRING_BASE", "stops the ring: it is not looked at any more")
 def _stopped(trial: Trial, features: int) -> None:
     peer = trial.peer()
     (ring,) = peer.bring_up(features)
@@ -130,7 +107,7 @@ def _stopped(trial: Trial, features: int) -> None:
     ring.nothing()
 
 
-@_layouts("rst VHOST_USER_GET_VRING_BASE", "the base is where the ring stands; from there it can be started again")
+@RINGS.layouts("rst VHOST_USER_GET_VRING_BASE", "the base is where the ring stands; from there it can be started again")
 def _restarts(trial: Trial, features: int) -> None:
     peer = trial.peer()
     (ring,) = peer.bring_up(features, size=16)
@@ -146,7 +123,9 @@ def _restarts(trial: Trial, features: int) -> None:
     trial.works(ring)
 
 
-@_layouts("rst VHOST_USER_GET_VRING_BASE", "what is in flight is completed first, and nothing is written afterwards")
+@RINGS.layouts(
+    "rst VHOST_USER_GET_VRING_BASE", "what is in flight is completed first, and nothing is written afterwards"
+)
 def _drains(trial: Trial, features: int) -> None:
     peer = trial.peer()
     (ring,) = peer.bring_up(features, size=256)
@@ -185,7 +164,7 @@ def _base_of_idle_ring(trial: Trial) -> None:
         raise Failure(f"the base is {base} instead of 77")
 
 
-@_layouts("rst Ring states", "a stopped device is suspended, and the same connection starts it again")
+@RINGS.layouts("rst Ring states", "a stopped device is suspended, and the same connection starts it again")
 def _all_stopped(trial: Trial, features: int) -> None:
     peer = trial.peer()
     rings = peer.bring_up(features, queues=1)
@@ -200,7 +179,7 @@ def _all_stopped(trial: Trial, features: int) -> None:
 # Layout
 
 
-@_layouts("VIRTIO 2.7, 2.8", "indices and wrap counters wrap, many times over")
+@RINGS.layouts("VIRTIO 2.7, 2.8", "indices and wrap counters wrap, many times over")
 def _wraps(trial: Trial, features: int) -> None:
     (ring,) = trial.peer().bring_up(features, size=8)
     trial.works(ring, 60)
@@ -228,7 +207,7 @@ def _packed_odd_size(trial: Trial) -> None:
     trial.works(ring, 80)
 
 
-@_layouts("VIRTIO 2.7", "ring sizes of 4 to 256")
+@RINGS.layouts("VIRTIO 2.7", "ring sizes of 4 to 256")
 def _sizes(trial: Trial, features: int) -> None:
     for size in (4, 16, 256):
         with Peer(trial.connect()) as peer:
@@ -236,14 +215,14 @@ def _sizes(trial: Trial, features: int) -> None:
             trial.works(ring, 3)
 
 
-@_layouts("VIRTIO 2.7.5.3, 2.8.7", "indirect descriptors, mixed with direct ones", int(INDIRECT))
+@RINGS.layouts("VIRTIO 2.7.5.3, 2.8.7", "indirect descriptors, mixed with direct ones", int(INDIRECT))
 def _indirect(trial: Trial, features: int) -> None:
     (ring,) = trial.peer().bring_up(features, size=8)
     for at in range(30):
         trial.works(ring, indirect=at % 3 != 0)
 
 
-@_layouts("VIRTIO 2.7.14", "many requests made available at once are all served")
+@RINGS.layouts("VIRTIO 2.7.14", "many requests made available at once are all served")
 def _batch(trial: Trial, features: int) -> None:
     (ring,) = trial.peer().bring_up(features, size=256)
     for _ in range(3):
@@ -266,7 +245,9 @@ def _every_ring(trial: Trial) -> None:
 # Memory under rings
 
 
-@_layouts("rst Memory region description", "rings and buffers in different regions; buffers that cross adjoining ones")
+@RINGS.layouts(
+    "rst Memory region description", "rings and buffers in different regions; buffers that cross adjoining ones"
+)
 def _regions(trial: Trial, features: int) -> None:
     with Peer(trial.connect(), memory=Memory(8 << 20, regions=4)) as peer:
         (ring,) = peer.bring_up(features)
@@ -316,7 +297,7 @@ def _table_while_running(trial: Trial) -> None:
 # Notifications
 
 
-@_layouts("VIRTIO 2.7.7, 2.8.10", "a notification comes if it is wanted")
+@RINGS.layouts("VIRTIO 2.7.7, 2.8.10", "a notification comes if it is wanted")
 def _notifies(trial: Trial, features: int) -> None:
     (ring,) = trial.peer().bring_up(features)
     trial.works(ring)
@@ -328,7 +309,7 @@ def _notifies(trial: Trial, features: int) -> None:
         ring.wait()
 
 
-@_layouts("VIRTIO 2.7.7, 2.8.10", "no notification comes while none is wanted")
+@RINGS.layouts("VIRTIO 2.7.7, 2.8.10", "no notification comes while none is wanted")
 def _suppressed(trial: Trial, features: int) -> None:
     (ring,) = trial.peer().bring_up(features)
     trial.works(ring)
@@ -346,7 +327,9 @@ def _suppressed(trial: Trial, features: int) -> None:
         raise Failure(f"{calls} notifications came for 5 requests although the driver wants none")
 
 
-@_layouts("VIRTIO 2.7.7.1, 2.8.10", "EVENT_IDX: the notification comes when the wanted index is passed", int(EVENT_IDX))
+@RINGS.layouts(
+    "VIRTIO 2.7.7.1, 2.8.10", "EVENT_IDX: the notification comes when the wanted index is passed", int(EVENT_IDX)
+)
 def _event_idx(trial: Trial, features: int) -> None:
     (ring,) = trial.peer().bring_up(features)
     trial.works(ring, 2)
@@ -378,12 +361,14 @@ def _event_idx(trial: Trial, features: int) -> None:
             raise Failure("no notification came when the wanted index was passed")
 
 
-@_layouts("VIRTIO 2.7.10, 2.8.10", "EVENT_IDX: no request is lost if the driver kicks only when asked", int(EVENT_IDX))
+@RINGS.layouts(
+    "VIRTIO 2.7.10, 2.8.10", "EVENT_IDX: no request is lost if the driver kicks only when asked", int(EVENT_IDX)
+)
 def _kicks_only_when_asked(trial: Trial, features: int) -> None:
     _lossless(trial, features)
 
 
-@_layouts("VIRTIO 2.7.10, 2.8.10", "no request is lost if the driver kicks only when asked")
+@RINGS.layouts("VIRTIO 2.7.10, 2.8.10", "no request is lost if the driver kicks only when asked")
 def _kicks_only_when_flagged(trial: Trial, features: int) -> None:
     _lossless(trial, features)
 
@@ -475,7 +460,7 @@ def _in_band(trial: Trial) -> None:
 # Dirty log
 
 
-@_layouts("rst Migration", "written buffers and the used ring are marked in the log of a running ring")
+@RINGS.layouts("rst Migration", "written buffers and the used ring are marked in the log of a running ring")
 def _dirty_log(trial: Trial, features: int) -> None:
     peer = trial.peer()
     (ring,) = peer.bring_up(features)
@@ -549,7 +534,7 @@ def _inflight_split(trial: Trial) -> None:
     trial.works(ring, 3)
 
 
-@_layouts("rst Inflight I/O tracking", "the record shows nothing in flight after all came back")
+@RINGS.layouts("rst Inflight I/O tracking", "the record shows nothing in flight after all came back")
 def _inflight_clean(trial: Trial, features: int) -> None:
     peer = trial.peer().handshake()
     peer.need(P.INFLIGHT_SHMFD)
@@ -574,7 +559,7 @@ def _inflight_clean(trial: Trial, features: int) -> None:
 # Reconnecting
 
 
-@_layouts("rst Communication", "a front-end that went away may come back, and another one too")
+@RINGS.layouts("rst Communication", "a front-end that went away may come back, and another one too")
 def _reconnects(trial: Trial, features: int) -> None:
     for _ in range(3):
         with Peer(trial.connect()) as peer:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from enum import Enum
 
+from vhost.constants import VirtioFeature
 from vhost.frontend.rings import Buffer, Used
 from vhost.testing.peer import Connect, NotOffered, Peer, Ring
 
@@ -115,6 +116,7 @@ class Trial:
 
 
 Body = Callable[[Trial], None]
+Layouts = Callable[[Trial, int], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +141,23 @@ class Suite:
 
         def add(body: Body) -> Body:
             self.checks.append(Check(clause, title, body, writes))
+            return body
+
+        return add
+
+    def layouts(self, clause: str, title: str, features: int = 0) -> Callable[[Layouts], Layouts]:
+        """Decorator: one check per ring layout; the body gets the features to negotiate, `features` among them."""
+
+        def add(body: Layouts) -> Layouts:
+            for name, bit in (("split", 0), ("packed", int(VirtioFeature.RING_PACKED))):
+
+                @self(clause, f"{name}: {title}")
+                def check(trial: Trial, wanted: int = features | bit) -> None:
+                    with Peer(trial.connect()).handshake() as peer:
+                        for need in VirtioFeature(wanted):
+                            peer.need_feature(need)
+                    body(trial, wanted)
+
             return body
 
         return add

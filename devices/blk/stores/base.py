@@ -12,6 +12,7 @@ from _cffi_backend import FFI
 
 from devices.blk._blk import ffi, lib
 from vhost import Metric, VhostError
+from vhost._owned import Owned
 
 __all__ = ["Can", "Store", "StoreError", "StorePtr", "Topology", "check_size"]
 
@@ -64,7 +65,7 @@ def check_size(size: int, what: str) -> None:
         raise StoreError(f"{what}: {size} bytes cannot be the size of a disk; give a positive multiple of {SECTOR}")
 
 
-class Store:
+class Store(Owned[StorePtr]):
     """Base of all stores; a subclass makes the C part and says what it knows.
 
     A store is closed after its disks; it is a context manager, plain and async.
@@ -77,19 +78,8 @@ class Store:
     def __init__(self, ptr: StorePtr, size: int) -> None:
         if ptr == ffi.NULL:
             raise MemoryError(f"no memory for {self.description}")
-        self._ptr: StorePtr | None = ptr
+        super().__init__(ptr)
         self._size = size
-
-    @property
-    def ptr(self) -> StorePtr:
-        """The ``struct blk_store *``.
-
-        Raises:
-            RuntimeError: it was closed.
-        """
-        if self._ptr is None:
-            raise RuntimeError(f"{self.description} is closed")
-        return self._ptr
 
     @property
     def size(self) -> int:
@@ -130,11 +120,8 @@ class Store:
         """Values of its own, beside the disk's. Called often: no waiting."""
         return ()
 
-    def close(self) -> None:
-        """Let go of everything. May be called again."""
-        ptr, self._ptr = self._ptr, None
-        if ptr is not None:
-            lib.blk_store_free(ptr)
+    def _free(self, ptr: StorePtr) -> None:
+        lib.blk_store_free(ptr)
 
     def __enter__(self) -> Self:
         return self
