@@ -240,6 +240,20 @@ class Guest:
         await self.flush(resource, Rect(0, 0, width, height))
 
 
+def descendants(pid: int) -> list[int]:
+    """Processes that `pid` started, and theirs."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = path.read_text().rpartition(")")[2].split()
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if int(fields[1]) == pid and fields[0] != "Z":
+            child = int(path.parent.name)
+            found += [child, *descendants(child)]
+    return found
+
+
 @asynccontextmanager
 async def plugged(gpu: Gpu) -> AsyncIterator[str]:
     """A socket at which a display is served."""

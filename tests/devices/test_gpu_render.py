@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import trio
-from gpurig import Cmd, Guest, Rect, Resp, display, driver, plugged
+from gpurig import Cmd, Guest, Rect, Resp, descendants, display, driver, plugged
 
 from devices.gpu import Gpu, Limits
 from devices.gpu import threed as keeper
@@ -41,20 +41,6 @@ async def target(guest: Guest, resource: int = 5, context: int = 1) -> None:
     await guest.create_3d(resource, 64, 64)
     await guest.attach(resource, SIZE)
     await guest.do(Cmd.CTX_ATTACH, struct.pack("<II", resource, 0), context=context)
-
-
-def descendants(pid: int) -> list[int]:
-    """Processes that `pid` started, and theirs."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = path.read_text().rpartition(")")[2].split()
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-        if int(fields[1]) == pid and fields[0] != "Z":
-            child = int(path.parent.name)
-            found += [child, *descendants(child)]
-    return found
 
 
 def renderer_process() -> int:

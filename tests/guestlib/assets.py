@@ -198,7 +198,17 @@ def fsio() -> Path:
     return _program("fsio")
 
 
-def _program(name: str) -> Path:
+def glio() -> Path:
+    """The program for OpenGL, which runs in the host's root: it is linked with the machine's Mesa."""
+    flags = ["-I/usr/include/libdrm", "-lEGL", "-lGLESv2", "-lgbm", "-ldrm"]
+    try:
+        return _program("glio", flags)
+    except AssetError as error:
+        hint = "install libegl-dev, libgles-dev, libgbm-dev and libdrm-dev"
+        raise AssetError(f"{error}; {hint}") from error
+
+
+def _program(name: str, libraries: Iterable[str] = ("-static", "-pthread")) -> Path:
     source = HERE / f"{name}.c"
     target = GUEST / f"{name}-{hashlib.sha256(source.read_bytes()).hexdigest()[:12]}"
     with locked(name):
@@ -210,11 +220,10 @@ def _program(name: str) -> Path:
                 "-O2",
                 "-Wall",
                 "-Wextra",
-                "-static",
-                "-pthread",
                 "-o",
                 f"{target}.new",
                 str(source),
+                *libraries,
             ]
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             if done.returncode != 0:
@@ -277,6 +286,29 @@ def _pack(kernel: Kernel, drivers: Iterable[str], busybox: Path, tools: list[Pat
 
 
 @functools.cache
+def debian_root() -> Path:
+    """A small Debian by debootstrap, made at the first call. Nobody changes it: tests copy it."""
+    root = GUEST / "debian-root"
+    with locked("debian-root"):
+        if (GUEST / "debian-root.ready").exists():
+            return root
+        program = shutil.which("debootstrap") or shutil.which("debootstrap", path="/usr/sbin")
+        if program is None:
+            raise AssetError("debootstrap is not installed; install the Debian package debootstrap")
+        if os.geteuid() != 0:
+            raise AssetError("debootstrap needs root")
+        shutil.rmtree(root, ignore_errors=True)
+        command = [program, "--variant=minbase", debian.codename() or "bookworm", str(root)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=_sbin_env())
+        if done.returncode != 0:
+            words = [line for line in done.stdout.splitlines() if line.startswith("E:")][:1]
+            raise AssetError(f"debootstrap failed (no network?): {' '.join(words) or done.stderr.strip()[-200:]}")
+        for deb in (root / "var/cache/apt/archives").glob("*.deb"):
+            deb.unlink()
+        (GUEST / "debian-root.ready").touch()
+    return root
+
+
 def system_qemu() -> Qemu:
     """Debian's own QEMU."""
     path = shutil.which("qemu-system-x86_64")
@@ -466,7 +498,7 @@ def prepare(level: str) -> int:
             print(f"setup: {name}: {error}", file=sys.stderr)
             return 1
     if level != "demo":
-        for optional in (backports_qemu, debian_display_kernel, libblkio, passt):
+        for optional in (debian_root, backports_qemu, debian_display_kernel, libblkio, passt):
             try:
                 optional()
             except AssetError as error:

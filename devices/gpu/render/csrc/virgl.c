@@ -15,10 +15,7 @@
 
 enum { OK = VIRTIO_GPU_RESP_OK_NODATA, UNSPEC = VIRTIO_GPU_RESP_ERR_UNSPEC, BAD_PARAMETER = VIRTIO_GPU_RESP_ERR_INVALID_PARAMETER };
 
-enum {
-	LINES = 16,		/* of the library's words */
-	Y_0_TOP = 1,		/* flag of a resource: its first row is the uppermost */
-};
+enum { LINES = 16 };		/* of the library's words */
 
 struct virgl_box {
 	uint32_t x, y, z, w, h, d;
@@ -161,20 +158,15 @@ static uint32_t transfer(struct render_resource *res, const struct wire_transfer
 	return rc ? BAD_PARAMETER : OK;
 }
 
-/* Rows from @y on to the image, where they are from the top down. */
-static uint32_t read_rows(struct render_resource *res, const struct wire_transfer *t, uint32_t y, uint32_t to, uint32_t rows)
-{
-	uint32_t stride = res->what.width * RENDER_PIXEL;
-	struct virgl_box box = {t->x, y, 0, t->width, rows, 1};
-	struct iovec iov = {res->image, res->image_bytes};
-	uint64_t at = (uint64_t)to * stride + (uint64_t)t->x * RENDER_PIXEL;
-
-	return virgl_renderer_transfer_read_iov(res->what.id, 0, 0, stride, 0, &box, at, &iov, 1) ? UNSPEC : OK;
-}
-
+/* Rows are the guest's: what a resource is made for (Y_0_TOP) is the library's to know. */
 static uint32_t read_back(struct render_resource *res, const struct wire_transfer *t)
 {
-	return read_rows(res, t, t->y, t->y, t->height);
+	uint32_t stride = res->what.width * RENDER_PIXEL;
+	struct virgl_box box = {t->x, t->y, 0, t->width, t->height, 1};
+	struct iovec iov = {res->image, res->image_bytes};
+	uint64_t at = (uint64_t)t->y * stride + (uint64_t)t->x * RENDER_PIXEL;
+
+	return virgl_renderer_transfer_read_iov(res->what.id, 0, 0, stride, 0, &box, at, &iov, 1) ? UNSPEC : OK;
 }
 
 static uint32_t submit(uint32_t context, uint32_t *words, uint32_t nr)
