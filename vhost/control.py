@@ -9,6 +9,7 @@ left out where only one device is served.
 
 from __future__ import annotations
 
+import base64
 import inspect
 import json
 import logging
@@ -16,6 +17,7 @@ import types
 import typing
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 import trio
@@ -23,7 +25,7 @@ import trio
 from vhost import listener
 from vhost.errors import VhostError
 
-__all__ = ["APPLICATION_ERROR", "ControlError", "ControlServer", "Methods", "call"]
+__all__ = ["APPLICATION_ERROR", "CallersFile", "ControlError", "ControlServer", "Methods", "call"]
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +44,23 @@ APPLICATION_ERROR = -32000
 MAX_LINE = 64 * 1024
 #: at once; an operator and a monitoring agent need two
 MAX_CLIENTS = 16
+
+
+@dataclass(frozen=True, slots=True)
+class CallersFile:
+    """A method's result with a file, which `call` writes where its parameter ``path`` says: servers may see no folders.
+
+    Attributes:
+        data: of the file.
+        result: what the method's result is besides.
+    """
+
+    data: bytes
+    result: Any = None
+
+    def as_json(self) -> dict[str, Any]:
+        """As it is sent."""
+        return {"result": self.result, "base64": base64.b64encode(self.data).decode()}
 
 
 class ControlError(Exception):
@@ -200,6 +219,8 @@ class ControlServer:
             return {"jsonrpc": "2.0", "id": ident, "error": error}
         if "id" not in request:
             return None
+        if isinstance(result, CallersFile):
+            result = result.as_json()
         return {"jsonrpc": "2.0", "id": ident, "result": result}
 
     async def respond(self, line: bytes) -> bytes | None:
@@ -254,6 +275,8 @@ class ControlServer:
 async def call(path: str, method: str, params: Mapping[str, Any]) -> Any:
     """Ask the server at the control socket ``path`` to run ``method``; its result.
 
+    A file that comes with it is written where the parameter ``path`` says.
+
     Raises:
         ControlError: the server's error.
         OSError: nobody listens there.
@@ -262,7 +285,7 @@ async def call(path: str, method: str, params: Mapping[str, Any]) -> Any:
     async with stream:
         request = {"jsonrpc": "2.0", "id": 1, "method": method, "params": dict(params)}
         await stream.send_all(json.dumps(request).encode() + b"\n")
-        buffer = b""
+        buffer = bytearray()
         while not buffer.endswith(b"\n"):
             chunk = await stream.receive_some(MAX_LINE)
             if not chunk:
@@ -271,4 +294,11 @@ async def call(path: str, method: str, params: Mapping[str, Any]) -> Any:
     answer = json.loads(buffer)
     if "error" in answer:
         raise ControlError(answer["error"]["code"], answer["error"]["message"])
-    return answer["result"]
+    result = answer["result"]
+    if isinstance(result, dict) and result.keys() == {"result", "base64"} and "path" in params:
+        try:
+            await trio.Path(params["path"]).write_bytes(base64.b64decode(result["base64"]))
+        except OSError as exc:
+            raise ControlError(APPLICATION_ERROR, f"{params['path']} cannot be written: {exc.strerror}") from exc
+        return result["result"]
+    return result

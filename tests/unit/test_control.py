@@ -4,11 +4,12 @@ import json
 import os
 import socket
 import stat
+from pathlib import Path
 
 import pytest
 import trio
 
-from vhost.control import MAX_LINE, ControlError, ControlServer, call
+from vhost.control import MAX_LINE, CallersFile, ControlError, ControlServer, call
 
 
 class Disk:
@@ -118,3 +119,20 @@ async def test_socket_round_trip_and_its_file(tmp_path, nursery) -> None:  # typ
                     pass
         nursery.cancel_scope.cancel()
     assert not scope.cancelled_caught
+
+
+async def test_a_file_for_the_caller(tmp_path: Path) -> None:
+    """It is written by the client, where the client says; a server cannot choose another place."""
+
+    def picture(path: str) -> CallersFile:
+        return CallersFile(b"\x89data" * 100_000, f"of {path}")
+
+    server = ControlServer({"picture": picture}, dict)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(server.serve, str(tmp_path / "ctl"))
+        where = tmp_path / "a.png"
+        assert await call(str(tmp_path / "ctl"), "picture", {"path": str(where)}) == f"of {where}"
+        assert where.read_bytes() == b"\x89data" * 100_000
+        with pytest.raises(ControlError, match=r"/nowhere/a\.png cannot be written: No such file"):
+            await call(str(tmp_path / "ctl"), "picture", {"path": "/nowhere/a.png"})
+        nursery.cancel_scope.cancel()
