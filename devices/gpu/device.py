@@ -8,14 +8,23 @@ from collections.abc import AsyncIterator, Callable, Hashable, Iterable, Iterato
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import asdict, dataclass
 from enum import IntFlag
-from typing import Any, ClassVar, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 import trio
 
 import ring
 from devices.gpu._gpu import ffi, lib
 from devices.gpu.edid import edid_of
-from devices.gpu.picture import Mode, Monitor, Picture, PictureError, parse_mode, save, save_frames
+from devices.gpu.picture import (
+    Mode,
+    Monitor,
+    Picture,
+    PictureError,
+    encode,
+    encode_frames,
+    parse_mode,
+    save_frames,
+)
 from devices.gpu.qemu import QemuDisplay
 from devices.gpu.render import Renderer
 from devices.gpu.seat import Seat
@@ -24,7 +33,11 @@ from devices.gpu.threed import ThreeD
 from devices.gpu.view import Hub, Rect, View, Viewer
 from vhost import Device, Metric
 from vhost.constants import ProtocolFeature
+from vhost.control import CallersFile
 from vhost.device import Link
+
+if TYPE_CHECKING:
+    from vhost.sandbox import Confinement
 
 __all__ = ["Gpu", "GpuFeature", "Limits"]
 
@@ -109,6 +122,7 @@ class Gpu(Device):
     name: ClassVar[str] = "gpu"
     backend_type: ClassVar[str] = "gpu"
     queue_sizes: Sequence[int] = (1024, 256)
+    confinement: Confinement | None = None
 
     def __init__(
         self,
@@ -536,6 +550,12 @@ class Gpu(Device):
         Raises:
             PictureError: as `picture`; what was asked for is too long; the file cannot be written.
         """
+        frames, shown = await self._capture(seconds, scanout, per_second)
+        await trio.to_thread.run_sync(save_frames, frames, shown, path)
+        return len(frames)
+
+    async def _capture(self, seconds: float, scanout: int, per_second: int) -> tuple[list[Picture], list[int]]:
+        """Frames, and milliseconds that each was shown."""
         if not 0 < seconds * per_second <= _FRAMES_MAX or not 1 <= per_second <= 60:
             raise PictureError(f"give 1 to 60 frames a second, and no more than {_FRAMES_MAX} in all")
         frames, times = [self.picture(scanout)], [trio.current_time()]
@@ -548,8 +568,7 @@ class Gpu(Device):
                 frames.append(self.picture(scanout))
                 times.append(trio.current_time())
         shown = [round((after - at) * 1000) for at, after in zip(times, [*times[1:], end], strict=True)]
-        await trio.to_thread.run_sync(save_frames, frames, [max(ms, 1) for ms in shown], path)
-        return len(frames)
+        return frames, [max(ms, 1) for ms in shown]
 
     def _marks(self, scanout: int) -> tuple[int, int]:
         now = self._now(scanout)
@@ -602,15 +621,16 @@ class Gpu(Device):
         """Plug a monitor out."""
         self.set_mode(scanout, None)
 
-    async def _screenshot(self, path: str, scanout: int = 0, cursor: bool = True) -> str:
+    async def _screenshot(self, path: str, scanout: int = 0, cursor: bool = True) -> CallersFile:
         """Write what a scanout shows to a file (.png, .webp, .bmp, .tiff)."""
         picture = self.picture(scanout, cursor=cursor)
-        await trio.to_thread.run_sync(save, picture, path)
-        return f"{picture.width}x{picture.height}"
+        data = await trio.to_thread.run_sync(encode, picture, path)
+        return CallersFile(data, f"{picture.width}x{picture.height}")
 
-    async def _record(self, path: str, seconds: float = 5, scanout: int = 0, per_second: int = 10) -> int:
+    async def _record(self, path: str, seconds: float = 5, scanout: int = 0, per_second: int = 10) -> CallersFile:
         """Write what a scanout shows in some seconds as an animation (.png, .gif, .webp); the number of frames."""
-        return await self.record(path, seconds, scanout=scanout, per_second=per_second)
+        frames, shown = await self._capture(seconds, scanout, per_second)
+        return CallersFile(await trio.to_thread.run_sync(encode_frames, frames, shown, path), len(frames))
 
     def _show_stats(self) -> dict[str, Any]:
         """Commands, errors, transfers."""

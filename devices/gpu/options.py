@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
-from devices.gpu import viewers
+from devices.gpu import confine, viewers
 from devices.gpu.device import Gpu, Limits
 from devices.gpu.picture import parse_mode
 from devices.gpu.render import Renderer
@@ -24,6 +24,7 @@ OPTIONS = (
     Option("max-memory", "size", "most host memory for them", 512 << 20, metavar="BYTES"),
     *render.OPTIONS,
     *viewers.OPTIONS,
+    *confine.OPTIONS,
 )
 
 
@@ -49,6 +50,7 @@ async def open_gpu(values: Mapping[str, Any]) -> AsyncIterator[Device]:
     """
     async with render.open_3d(values) as renderer:
         gpu = _gpu(values, renderer)
+        gpu.confinement = confine.confinement_of(values)
         async with viewers.open_viewers(gpu, values):
             yield gpu
 

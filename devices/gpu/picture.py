@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 from collections.abc import Sequence
@@ -11,7 +12,7 @@ from typing import Any
 
 from vhost.errors import VhostError
 
-__all__ = ["Mode", "Monitor", "Picture", "PictureError", "parse_mode", "save", "save_frames"]
+__all__ = ["Mode", "Monitor", "Picture", "PictureError", "encode", "encode_frames", "parse_mode", "save", "save_frames"]
 
 _STILLS = (".png", ".webp", ".bmp", ".tiff")
 _MOVING = (".png", ".apng", ".gif", ".webp")
@@ -103,24 +104,49 @@ def _suffix(path: str | os.PathLike[str], known: Sequence[str]) -> str:
     return suffix
 
 
-def save(picture: Picture, path: str | os.PathLike[str]) -> None:
-    """Write one picture; its kind follows from the name. Blocks.
+def encode(picture: Picture, name: str | os.PathLike[str]) -> bytes:
+    """What a file of that name holds: its kind follows from the name. Blocks.
 
     Raises:
-        PictureError: another kind, no Pillow, or the file cannot be written.
+        PictureError: another kind, or no Pillow.
     """
-    _suffix(path, _STILLS)
+    kind, out = _suffix(name, _STILLS)[1:], io.BytesIO()
+    _image(picture).save(out, kind.upper())
+    return out.getvalue()
+
+
+def save(picture: Picture, path: str | os.PathLike[str]) -> None:
+    """Write one picture, as `encode` has it. Blocks.
+
+    Raises:
+        PictureError: as `encode`; the file cannot be written.
+    """
+    _write(path, encode(picture, path))
+
+
+def _write(path: str | os.PathLike[str], data: bytes) -> None:
     try:
-        _image(picture).save(path)
+        Path(path).write_bytes(data)
     except OSError as exc:
         raise PictureError(f"{os.fspath(path)} cannot be written: {exc.strerror or exc}") from exc
 
 
 def save_frames(frames: Sequence[Picture], milliseconds: Sequence[int], path: str | os.PathLike[str]) -> None:
-    """Write an animation (APNG, GIF, WebP), each frame shown for its time. Blocks.
+    """Write an animation, as `encode_frames` has it. Blocks.
 
     Raises:
-        PictureError: as `save`; no frames; frames that differ in size.
+        PictureError: as `encode_frames`; the file cannot be written.
+    """
+    _write(path, encode_frames(frames, milliseconds, path))
+
+
+def encode_frames(
+    frames: Sequence[Picture], milliseconds: Sequence[int], path: str | os.PathLike[str]
+) -> bytes:  # fmt: skip
+    """What a file of that name holds: an animation (APNG, GIF, WebP), each frame shown for its time. Blocks.
+
+    Raises:
+        PictureError: as `encode`; no frames; frames that differ in size.
     """
     suffix = _suffix(path, _MOVING)
     if not frames:
@@ -128,8 +154,6 @@ def save_frames(frames: Sequence[Picture], milliseconds: Sequence[int], path: st
     if len({(frame.width, frame.height) for frame in frames}) > 1:
         raise PictureError("the mode changed meanwhile; record again")
     first, *rest = map(_image, frames)
-    kind = {"format": "PNG"} if suffix == ".apng" else {}
-    try:
-        first.save(path, save_all=True, append_images=rest, duration=list(milliseconds), loop=0, **kind)
-    except OSError as exc:
-        raise PictureError(f"{os.fspath(path)} cannot be written: {exc.strerror or exc}") from exc
+    kind, out = "PNG" if suffix == ".apng" else suffix[1:].upper(), io.BytesIO()
+    first.save(out, kind, save_all=True, append_images=rest, duration=list(milliseconds), loop=0)
+    return out.getvalue()

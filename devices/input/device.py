@@ -6,7 +6,7 @@ import struct
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import IntEnum, StrEnum
-from typing import Any, ClassVar, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 import trio
 
@@ -16,6 +16,9 @@ from vhost import Device, Metric
 from vhost.constants import ProtocolFeature
 from vhost.device import Link
 from vhost.errors import VhostError
+
+if TYPE_CHECKING:
+    from vhost.sandbox import Confinement
 
 __all__ = ["AXIS_MAX", "Input", "InputError", "Kind"]
 
@@ -157,6 +160,13 @@ class Input(Device):
         if select == _Ask.IDS:
             return _IDS.pack(_BUS_VIRTUAL, 0x0627, list(Kind).index(self.kind) + 1, 1)
         return next((text for ask, text in self._texts.items() if ask == select), b"")
+
+    @property
+    def confinement(self) -> Confinement:
+        """Nothing of the system."""
+        from vhost.sandbox import Confinement
+
+        return Confinement()
 
     # Life-cycle
 
