@@ -18,11 +18,7 @@ import trio
 
 from devices.fs import Passthrough
 from devices.fs.config import Opcode
-from tests.fsrig import ROOT, Mount, errno_of, guest, mounted, serving
-
-END = 2**63 - 1
-READ, WRITE, NONE = fcntl.F_RDLCK, fcntl.F_WRLCK, fcntl.F_UNLCK
-F_OFD_SETLK = 37
+from tests.fsrig import END, F_OFD_SETLK, NONE, READ, ROOT, WRITE, Mount, errno_of, guest, mounted, serving, until
 
 
 @asynccontextmanager
@@ -178,6 +174,38 @@ async def test_waiting(tmp_path: Path, flock: bool) -> None:
                 assert got == 0
                 await holder.lock(NONE, owner=1, flock=flock)
         assert got == 38
+
+
+async def test_deadlocks(tmp_path: Path) -> None:
+    """Owners that would wait for one another for ever: the last one is told; who only queues up is not."""
+    for name in ("file", "other"):
+        (tmp_path / name).touch()
+    async with folder(tmp_path) as mount:
+        one, other = await File.open(mount), await File.open(mount, "other")
+        await one.lock(WRITE, 0, 9, owner=1)
+        await other.lock(WRITE, 0, 9, owner=2)
+        await one.lock(WRITE, 10, 19, owner=3)
+        got: list[int] = []
+
+        async def wait(file: File, start: int, owner: int) -> None:
+            await file.lock(WRITE, start, start, owner=owner, wait=True)
+            got.append(owner)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(wait, other, 0, 1)  # 1 waits for 2
+            nursery.start_soon(wait, one, 5, 3)  # 3 for 1
+            nursery.start_soon(wait, one, 6, 4)  # and 4, in no circle
+            await trio.sleep(0.1)
+            for start in (1, 11):  # 2 for 1, and for 3, which waits for 1
+                assert await errno_of(one.lock(WRITE, start, start, owner=2, wait=True)) == errno.EDEADLK
+            await trio.sleep(0.05)
+            assert got == []
+            await other.lock(NONE, 0, 9, owner=2)
+            await until(lambda: got == [1])
+            nursery.start_soon(wait, one, 1, 2)  # 2 waits for 1 no longer than 1 holds it
+            await trio.sleep(0.05)
+            await one.lock(NONE, 0, 9, owner=1)
+        assert sorted(got) == [1, 2, 3, 4]
 
 
 async def test_given_up(tmp_path: Path) -> None:

@@ -9,6 +9,9 @@
  * Nobody waits here: a lock that somebody else holds is tried again after a pause that grows. An owner without locks
  * keeps its description until it flushes: who locks once locks again.
  *
+ * Who waits for whom is noted: owners that wait for one another are told so (EDEADLK), as they are by the kernel where
+ * they lock by themselves. In a guest they could not even be killed: Linux's driver has no way to take a request back.
+ *
  * What an owner holds is kept beside it: the kernel has no way to ask, and migration and GETLK (whose is it?) want to
  * know. It also bounds what a guest makes the kernel remember.
  */
@@ -24,6 +27,9 @@
 enum {
 	LOCK_PAUSE_NS = 1000000,	/* first pause of a lock that is taken */
 	LOCK_PAUSE_MAX_NS = 20000000,
+	LOCK_WAITS = 256,		/* waits that are noted; others are not seen to be deadlocks */
+	LOCK_STALE_NS = 200000000,	/* a wait that was not tried again for so long has ended */
+	LOCK_CHAIN = 16,		/* longest circle that is seen */
 	LOCK_TRIES_MASK = 63,		/* of req->again_ns: pauses so far */
 };
 
@@ -304,6 +310,129 @@ void pass_locks_free(struct pass *fs, struct pass_inode *inode)
 	free(locks);
 }
 
+/* --- deadlocks -------------------------------------------------------------------------------------------------- */
+
+struct lock_waits {
+	pthread_mutex_t mutex;
+	struct lock_wait {
+		uint64_t owner;
+		uint64_t holder;	/* that it waits for */
+		uint64_t ns;		/* of the last try; 0: nobody waits here */
+	} waits[LOCK_WAITS];
+};
+
+int pass_locks_init(struct pass *fs)
+{
+	fs->waits = calloc(1, sizeof(*fs->waits));
+	if (!fs->waits)
+		return -ENOMEM;
+	pthread_mutex_init(&fs->waits->mutex, NULL);
+	return 0;
+}
+
+void pass_locks_exit(struct pass *fs)
+{
+	if (!fs->waits)
+		return;
+	pthread_mutex_destroy(&fs->waits->mutex);
+	free(fs->waits);
+	fs->waits = NULL;
+}
+
+static struct lock_wait *wait_of(struct lock_waits *w, uint64_t owner, uint64_t now)
+{
+	uint32_t i;
+
+	for (i = 0; i < LOCK_WAITS; i++)
+		if (w->waits[i].ns && w->waits[i].owner == owner && now - w->waits[i].ns < LOCK_STALE_NS)
+			return &w->waits[i];
+	return NULL;
+}
+
+static struct lock_wait *wait_new(struct lock_waits *w, uint64_t now)
+{
+	uint32_t i;
+
+	for (i = 0; i < LOCK_WAITS; i++)
+		if (!w->waits[i].ns || now - w->waits[i].ns >= LOCK_STALE_NS)
+			return &w->waits[i];
+	return NULL;
+}
+
+/* Does the circle of those who wait for @holder close at @owner? */
+static bool circle(struct lock_waits *w, uint64_t owner, uint64_t holder, uint64_t now)
+{
+	const struct lock_wait *wait;
+	uint32_t i;
+
+	for (i = 0; i < LOCK_CHAIN; i++) {
+		if (holder == owner)
+			return true;
+		wait = wait_of(w, holder, now);
+		if (!wait)
+			return false;
+		holder = wait->holder;
+	}
+	return false;
+}
+
+/* @owner waits for @holder from now on; true: for ever, and it is not noted. @holder NULL: it waits no more. */
+static bool note_wait(struct pass *fs, uint64_t owner, const uint64_t *holder)
+{
+	struct lock_waits *w = fs->waits;
+	uint64_t now = ring_now_ns();
+	struct lock_wait *wait;
+	bool dead;
+
+	pthread_mutex_lock(&w->mutex);
+	wait = wait_of(w, owner, now);
+	dead = holder && circle(w, owner, *holder, now);
+	if (holder && !dead && !wait)
+		wait = wait_new(w, now);
+	if (wait) {
+		wait->owner = owner;
+		wait->holder = holder ? *holder : 0;
+		wait->ns = holder && !dead ? now : 0;
+	}
+	pthread_mutex_unlock(&w->mutex);
+	return dead;
+}
+
+/* Another owner of ours that holds what is in the way of @want. */
+static bool find_holder(struct pass_inode *inode, uint64_t but, const struct lock_range *want, uint64_t *holder)
+{
+	struct pass_locks *locks = locks_get(inode, false);
+	const struct lock_owner *owner;
+	bool found = false;
+	uint32_t i;
+
+	if (!locks)
+		return false;
+	pthread_mutex_lock(&locks->mutex);
+	for (owner = locks->owners; owner && !found; owner = owner->next) {
+		for (i = 0; i < owner->nr && owner->owner != but && !found; i++) {
+			const struct lock_range *r = &owner->ranges[i];
+
+			found = r->start <= want->end && want->start <= r->end &&
+				(r->type == F_WRLCK || want->type == F_WRLCK);
+		}
+		*holder = owner->owner;
+	}
+	pthread_mutex_unlock(&locks->mutex);
+	return found;
+}
+
+/* Somebody has what is wanted: try again later, unless all wait for one another. */
+static int wait_for(struct pass *fs, struct fs_req *req, struct pass_inode *inode, uint64_t owner,
+		    const struct lock_range *want)
+{
+	uint64_t holder;
+
+	if (find_holder(inode, owner, want, &holder) && note_wait(fs, owner, &holder))
+		return -EDEADLK;
+	return pass_again(req);
+}
+
 /* --- requests -------------------------------------------------------------------------------------------------- */
 
 /* What the guest wants, checked. */
@@ -357,7 +486,9 @@ static int set_lock(struct pass *fs, struct fs_req *req, bool pool, bool wait)
 		else
 			rc = pass_locks_set(fs, file->inode, in->owner, &range, in->lk.pid);
 		if (rc == -EAGAIN && wait)
-			rc = pass_again(req);
+			rc = wait_for(fs, req, file->inode, in->owner, &range);
+		else if (req->again_ns)
+			note_wait(fs, in->owner, NULL);
 	}
 	pass_file_put(fs, file);
 	return rc;

@@ -184,6 +184,7 @@ static void pass_free(struct fs_server *server)
 
 	pass_files_free(fs);
 	pass_inodes_free(fs);
+	pass_locks_exit(fs);
 	pass_keep_free(fs);
 	pass_window_free(fs);
 	pass_mounts_free(fs);
@@ -231,6 +232,8 @@ struct fs_server *pass_new(const struct pass_options *options, int *error)
 		err = pass_keep_open(fs);
 	if (err == 0)
 		err = pass_files_init(fs);
+	if (err == 0)
+		err = pass_locks_init(fs);
 	if (err == 0)
 		err = pass_inodes_init(fs);
 	if (err < 0)

@@ -165,6 +165,7 @@ struct pass {
 	uint32_t nr_mounts;		/* mount_lock */
 	_Atomic uint64_t stale;
 	_Atomic uint64_t nr_locks;	/* lock.c */
+	struct lock_waits *waits;	/* likewise: who waits for whom */
 	struct pass_window *window;	/* window.c; NULL: no DAX */
 	struct pass_keep *keep;		/* keep.c; NULL: nothing outlives this process */
 	struct pass_table notes;	/* likewise: locks that are held */
@@ -377,6 +378,8 @@ uint32_t pass_open_answer(const struct pass *fs, int flags);
 
 /* --- lock.c ---------------------------------------------------------------------------------------------------- */
 
+int pass_locks_init(struct pass *fs);
+void pass_locks_exit(struct pass *fs);
 /* The inode goes: let go of the locks (inode->locks), nobody uses it. */
 void pass_locks_free(struct pass *fs, struct pass_inode *inode);
 
