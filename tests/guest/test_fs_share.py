@@ -7,14 +7,16 @@ import os
 import shutil
 import sqlite3
 import stat
+import struct
 import subprocess
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
+import guestlib
 import pytest
 import trio
-from guestlib import QemuConfig, QemuGuest, UmlDevice, UmlGuest, VhostFs, boot_qemu, boot_uml
-from guestlib.assets import fsio
+from guestlib import AssetError, QemuConfig, QemuGuest, UmlDevice, UmlGuest, VhostFs, boot_qemu, boot_uml
+from guestlib.assets import debian_root, fsio
 from guestlib.fs import FS, guest_sums, host_root, make_tree, mount, tree_sums, vhost_fs
 
 pytestmark = [pytest.mark.guest, pytest.mark.timeout(300)]
@@ -163,6 +165,29 @@ async def _full(guest: QemuGuest, small: Path) -> None:
     assert (small / "more").read_text() == "text\n"
 
 
+#: of stress-ng: those that look at what they did, and need nothing but a folder
+_STRESSORS = (
+    "access", "chmod", "copy-file", "dentry", "dir", "dup", "fallocate", "fcntl", "filename", "flock", "fstat",
+    "getdent", "hdd", "lease", "link", "locka", "lockf", "lockofd", "open", "rename", "seek", "symlink", "sync-file",
+    "touch", "utime", "xattr",
+)  # fmt: skip
+
+
+def _make_program(folder: Path) -> None:
+    """Some files of C, and what builds them."""
+    for number in range(16):
+        (folder / f"part{number}.c").write_text(
+            f"#include <stdio.h>\n#include <sys/stat.h>\nint part{number}(void) {{ return {number}; }}\n"
+        )
+    parts = " + ".join(f"part{number}()" for number in range(16))
+    declared = "".join(f"int part{number}(void);\n" for number in range(16))
+    main = f'#include <stdio.h>\n{declared}int main(void) {{ printf("%d\\n", {parts}); return 0; }}\n'
+    (folder / "main.c").write_text(main)
+    objects = " ".join(["main.o", *(f"part{number}.o" for number in range(16))])
+    (folder / "Makefile").write_text(f"program: {objects}\n\tgcc -o $@ $^\n")
+    (folder / ".gitignore").write_text("*.o\nprogram\n")
+
+
 async def _programs(guest: UmlGuest, shared: Path) -> None:
     """The host's own programs, run from its root over virtio-fs, at work in the share."""
     host = await host_root(guest)
@@ -188,8 +213,17 @@ async def _programs(guest: UmlGuest, shared: Path) -> None:
         assert database.execute("pragma integrity_check").fetchone() == ("ok",)
         assert sorted(database.execute("select * from t")) == [(w, n) for w in ("guest", "host") for n in range(25)]
         database.close()
+    if shutil.which("stress-ng"):
+        words = " ".join(f"--{kind} 1" for kind in _STRESSORS)
+        await guest.run(
+            f"chroot {host} stress-ng --temp-path /mnt/share --timeout 4 --verify {words} 2>&1",
+            timeout=120,
+        )
     if shutil.which("git"):
         make_tree(shared / "source", files=60)
+        compiles = shutil.which("gcc") and shutil.which("make")
+        if compiles:
+            _make_program(shared / "source")
         for words in (["init", "-q"], ["add", "-A"], ["-c", "user.name=n", "-c", "user.email=e", "commit", "-qm", "m"]):
             await trio.run_process(["git", *words], cwd=shared / "source")
         await guest.run(
@@ -198,9 +232,15 @@ async def _programs(guest: UmlGuest, shared: Path) -> None:
             export HOME=/tmp GIT_CONFIG_COUNT=1 GIT_CONFIG_KEY_0=safe.directory GIT_CONFIG_VALUE_0='*'
             chroot {host} git clone -q --no-local /mnt/share/source /mnt/share/clone
             chroot {host} git -C /mnt/share/clone fsck --full
+            {f"chroot {host} make -s -j2 -C /mnt/share/clone program" if compiles else ""}
             """,
             timeout=120,
         )
+        if compiles:
+            built = shared / "clone" / "program"
+            assert subprocess.run([built], capture_output=True, text=True, check=True).stdout == "120\n"  # noqa: ASYNC221
+            for path in (built, *(shared / "clone").glob("*.o")):
+                path.unlink()
         done = await trio.run_process(["git", "status", "--porcelain"], cwd=shared / "clone", capture_stdout=True)
         assert done.stdout == b""
         source, clone = tree_sums(shared / "source"), tree_sums(shared / "clone")
@@ -274,18 +314,107 @@ async def test_two_guests(tmp_path: Path, shared: Path) -> None:
     assert (shared / "synced").read_text() == "synced\n"
 
 
+def _make_many(folder: Path, number: int) -> None:
+    folder.mkdir()
+    for i in range(number):
+        os.close(os.open(folder / f"file-{i}", os.O_CREAT | os.O_WRONLY))
+
+
+async def _acls(guest: UmlGuest, shared: Path) -> None:
+    """Users who are not root: what the host allows them, what the guest does, what new files inherit."""
+    folder = shared / "acls"
+    folder.mkdir()
+    for name in ("theirs", "nobodys"):
+        (folder / name).write_text(name)
+        (folder / name).chmod(0o600)
+    os.setxattr(folder / "theirs", "system.posix_acl_access", _acl(access=4))
+    (folder / "team").mkdir(mode=0o755)
+    os.setxattr(folder / "team", "system.posix_acl_access", _acl(access=7, others=5))
+    os.setxattr(folder / "team", "system.posix_acl_default", _acl(access=7))
+    await guest.run(
+        """
+        cd /share/acls
+        as() { fsio as "$@"; }
+        as 1000 1000 1000 cat theirs || exit 1
+        as 1000 1000 1000 sh -c 'echo x >>theirs' 2>/dev/null && exit 2
+        as 1001 1001 1001 cat theirs 2>/dev/null && exit 3
+        as 1000 1000 1000 cat nobodys 2>/dev/null && exit 4
+        as 1000 1000 1000 touch team/mine || exit 5
+        as 1001 1001 1001 touch team/no 2>/dev/null && exit 6
+        (umask 077; mkdir team/roots; echo text >team/roots/file)
+        as 1000 1000 1000 sh -c 'echo more >>team/roots/file && touch team/roots/new' || exit 7
+        as 1001 1001 1001 cat team/roots/file 2>/dev/null && exit 8
+        echo text >given && fsio acl given 1001 rw || exit 9
+        as 1001 1001 1001 sh -c 'echo more >>given' || exit 10
+        as 1000 1000 1000 cat given 2>/dev/null && exit 11
+        exit 0
+        """
+    )
+    assert os.getxattr(folder / "given", "system.posix_acl_access")[16:20] == struct.pack("<I", 1001)
+    assert (folder / "team" / "roots" / "file").read_text() == "text\nmore\n"
+
+
+def _acl(*, access: int, others: int = 0) -> bytes:
+    """The owner may do everything, user 1000 `access`."""
+    entries = [(1, 7, 2**32 - 1), (2, access, 1000), (4, 0, 2**32 - 1), (16, 7, 2**32 - 1), (32, others, 2**32 - 1)]
+    return struct.pack("<I", 2) + b"".join(struct.pack("<HHI", *entry) for entry in entries)
+
+
 async def test_uml(tmp_path: Path, shared: Path) -> None:
     """User-mode Linux, which reads the tag from the configuration space and is quick: many files, and real programs."""
     make_tree(shared / "tree", files=60)
     async with (
-        vhost_fs(tmp_path, shared, tag="share") as served,
+        vhost_fs(tmp_path, shared, tag="share", args=["--posix-acl"]) as served,
         vhost_fs(tmp_path, Path("/"), tag="root", args=["--readonly"], name="root") as root,
         boot_uml(tmp_path, UmlDevice(served.socket, FS), UmlDevice(root.socket, FS), memory_mib=512) as guest,
     ):
         await mount(guest, "share")
         assert await guest_sums(guest, "/share/tree") == tree_sums(shared / "tree")
         await guest.run("cp -a /share/tree /share/copy && fsio verify /share/v 1000000 2 && fsio mmap /share/m 500000")
-        assert (await guest.output("fsio many /share/many 20000", timeout=120)).startswith("ok")
+        assert (await guest.output("fsio many /share/many 5000", timeout=120)).startswith("ok")
+        await trio.to_thread.run_sync(_make_many, shared / "crowd", 100_000)
+        assert (await guest.output("fsio many /share/crowd 100000 there", timeout=120)).startswith("ok")
+        await _acls(guest, shared)
         await _programs(guest, shared)
         await guest.power_off()
     assert tree_sums(shared / "copy") == tree_sums(shared / "tree")
+
+
+async def test_debian_root(tmp_path: Path) -> None:
+    """A whole Debian whose root is the share: it verifies its packages, installs one, makes a user."""
+    try:
+        cached = debian_root()
+    except AssetError as error:
+        pytest.skip(str(error))
+    root = tmp_path / "root"
+    await trio.run_process(["cp", "-a", cached, root])
+    shutil.copy(Path(guestlib.__file__).with_name("init.sh"), root / "agent")
+    (root / "agent").chmod(0o755)
+    async with (
+        vhost_fs(tmp_path, root, tag="root", args=["--cache", "always"]) as served,
+        boot_uml(tmp_path, UmlDevice(served.socket, FS), memory_mib=512, append="realroot=root") as guest,
+    ):
+        assert await guest.output("stat -f -c %T /; cat /etc/debian_version") == (
+            f"fuseblk\n{(cached / 'etc/debian_version').read_text().strip()}"
+        )
+        assert await guest.output("dpkg --verify", timeout=120) == ""
+        await guest.run(
+            """
+            set -e
+            mkdir -p /tmp/p/DEBIAN /tmp/p/usr/share/p
+            printf 'Package: p\\nVersion: 1\\nArchitecture: all\\nMaintainer: M <m@example.org>\\nDescription: d\\n' \\
+                >/tmp/p/DEBIAN/control
+            seq 1000 >/tmp/p/usr/share/p/numbers
+            dpkg-deb -b /tmp/p /var/tmp/p.deb >/dev/null && dpkg -i /var/tmp/p.deb >/dev/null
+            useradd -m tester
+            su tester -c 'cd && umask 077 && seq 10 >mine && perl -ne "print if /7/" <mine >sevens'
+            su tester -c 'touch /etc/no' 2>/dev/null && exit 1
+            sync
+            """,
+            timeout=120,
+        )
+    assert (root / "usr/share/p/numbers").read_text().splitlines() == [str(n) for n in range(1, 1001)]
+    home = root / "home/tester"
+    assert (home / "sevens").read_text() == "7\n"
+    assert (home / "mine").stat().st_uid == home.stat().st_uid == 1000
+    assert "Package: p\nStatus: install ok installed\n" in (root / "var/lib/dpkg/status").read_text()

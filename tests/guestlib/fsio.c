@@ -3,7 +3,7 @@
  * fsio - what a program does to a file system when a test wants to know exactly what must be there afterwards. In guests
  * and on the host, linked statically. Every command ends with a line "ok ..." and status 0, or says what was wrong.
  *
- *   many DIR N			N files: made, listed, looked at, removed; no name twice, none lost
+ *   many DIR N [there]		N files: made, listed, looked at, removed; no name twice, none lost; "there": made before, kept
  *   verify FILE BYTES SECONDS	random reads and writes of any length and place beside a copy in memory
  *   mmap FILE BYTES		a shared mapping and read/write see one another
  *   holes FILE			punch, SEEK_DATA, SEEK_HOLE
@@ -15,6 +15,7 @@
  *   storm DIR THREADS SECONDS	renames over one another; every file is somewhere at the end
  *   lock FILE r|w|u START LEN [wait] [hold]	fcntl; "busy PID" and status 3 where somebody else has it; "hold": until stdin ends
  *   flock FILE r|w [wait] [hold]
+ *   acl FILE UID r|rw|...		give a user rights of its own
  *   keep DIR			until DIR/stop exists: use an open file that is locked, one without a name, a folder; "ok N" each time
  *   as UID GID GROUP,.. PROGRAM ARGS	run with these ids
  */
@@ -82,14 +83,15 @@ static int many(char **arg)
 {
 	int dir, i, seen = 0, n = atoi(arg[1]);
 	double made, listed, looked, begin = now();
+	bool there = arg[2] && !strcmp(arg[2], "there");
 	char *found = calloc((size_t)n, 1), name[32];
 	struct dirent *entry;
 	struct stat st;
 	DIR *list;
 
-	check(mkdir(arg[0], 0755) == 0, "%s: mkdir", arg[0]);
+	check(there || mkdir(arg[0], 0755) == 0, "%s: mkdir", arg[0]);
 	dir = opened(arg[0], O_RDONLY | O_DIRECTORY);
-	for (i = 0; i < n; i++) {
+	for (i = 0; i < n && !there; i++) {
 		snprintf(name, sizeof(name), "file-%d", i);
 		check(close(openat(dir, name, O_CREAT | O_EXCL | O_WRONLY, 0644)) == 0, "%s: create", name);
 	}
@@ -111,11 +113,11 @@ static int many(char **arg)
 		check(fstatat(dir, name, &st, 0) == 0 && st.st_size == 0, "%s: stat", name);
 	}
 	looked = now();
-	for (i = 0; i < n; i++) {
+	for (i = 0; i < n && !there; i++) {
 		snprintf(name, sizeof(name), "file-%d", i);
 		check(unlinkat(dir, name, 0) == 0, "%s: unlink", name);
 	}
-	check(rmdir(arg[0]) == 0, "%s: rmdir", arg[0]);
+	check(there || rmdir(arg[0]) == 0, "%s: rmdir", arg[0]);
 	printf("ok made %.1f s, listed %.1f, looked at %.1f, removed %.1f\n", made - begin, listed - made, looked - listed,
 	       now() - looked);
 	return 0;
@@ -442,6 +444,24 @@ static int keep(char **arg)
 	return 0;
 }
 
+static int acl(char **arg)
+{
+	const char *rights = arg[2];
+	struct {
+		uint32_t version;
+		struct {
+			uint16_t tag, perm;
+			uint32_t id;
+		} entry[5];
+	} a = { 2, { { 1, 6, ~0u }, { 2, 0, (uint32_t)atoi(arg[1]) }, { 4, 0, ~0u }, { 0x10, 7, ~0u }, { 0x20, 0, ~0u } } };
+
+	for (; *rights; rights++)
+		a.entry[1].perm |= *rights == 'r' ? 4 : *rights == 'w' ? 2 : 1;
+	check(setxattr(arg[0], "system.posix_acl_access", &a, sizeof(a), 0) == 0, "%s: acl", arg[0]);
+	printf("ok\n");
+	return 0;
+}
+
 static int as(char **arg)
 {
 	gid_t groups[32];
@@ -465,7 +485,7 @@ int main(int argc, char **argv)
 		{ "many", 2, many }, { "verify", 3, verify }, { "mmap", 2, do_mmap }, { "holes", 1, holes },
 		{ "xattr", 1, do_xattr }, { "big", 1, big }, { "tmpfile", 1, do_tmpfile }, { "open", 1, do_open },
 		{ "append", 3, append }, { "storm", 3, storm }, { "lock", 4, lock }, { "flock", 2, do_flock }, { "as", 4, as },
-		{ "keep", 1, keep },
+		{ "keep", 1, keep }, { "acl", 3, acl },
 	};
 	size_t i;
 
