@@ -62,8 +62,8 @@ class _Lib:
         """void(*)(struct gpu *)"""
     def gpu_3d_memory(self) -> int:
         """int(*)()"""
-    def gpu_3d_progress(self, _0: CData, _1: CData, _2: CData, /) -> None:
-        """void(*)(struct gpu *, uint64_t *, uint32_t *)"""
+    def gpu_3d_progress(self, _0: CData, _1: CData, _2: CData, _3: CData, /) -> None:
+        """void(*)(struct gpu *, uint64_t *, uint32_t *, uint32_t *)"""
     def gpu_3d_ready(self, _0: CData, _1: CData, _2: int, /) -> int:
         """int(*)(struct gpu *, void *, uint64_t)"""
     def gpu_3d_region(self, _0: CData, _1: int, _2: int, _3: int, _4: int, _5: int, /) -> int:

@@ -31,6 +31,8 @@ _LOG: Final = logging.getLogger("vhost.gpu")
 
 #: seconds without an answer, with commands under way, after which a renderer is ended
 PATIENCE: Final = 30.0
+#: the same while somebody waits for the end of them: the guest has gone, or its device is to stop
+DRAIN_PATIENCE: Final = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,16 +164,15 @@ class ThreeD:
         how: list[str] = []
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._ends, how, nursery.cancel_scope)
-            nursery.start_soon(self._hangs, how, nursery.cancel_scope)
+            nursery.start_soon(self._hangs, how)
             await self._news.wait()
             nursery.cancel_scope.cancel()
         if not how:
             return
         with self._parked():
-            if lib.gpu_3d_state(self._ptr) == lib.GPU_3D_STARTING:
-                return  # a reset came first
-            lib.gpu_3d_lost(self._ptr)
-            self._wake()
+            if lib.gpu_3d_state(self._ptr) != lib.GPU_3D_STARTING:  # unless a reset came first
+                lib.gpu_3d_lost(self._ptr)
+                self._wake()
         _LOG.error(
             "the 3D renderer has ended (%s); the guest's 3D fails until it resets the display, 2D goes on", how[0]
         )
@@ -181,19 +182,20 @@ class ThreeD:
         how.append(said)
         scope.cancel()
 
-    async def _hangs(self, how: list[str], scope: trio.CancelScope) -> None:
-        done, under_way = ffi.new("uint64_t *"), ffi.new("uint32_t *")
+    async def _hangs(self, how: list[str]) -> None:
+        done, under_way, draining = ffi.new("uint64_t *"), ffi.new("uint32_t *"), ffi.new("uint32_t *")
         seen, since = -1, trio.current_time()
         while True:
-            lib.gpu_3d_progress(self._ptr, done, under_way)
+            with self._parked():
+                lib.gpu_3d_progress(self._ptr, done, under_way, draining)
+            patience = min(PATIENCE, DRAIN_PATIENCE) if draining[0] else PATIENCE
             if not under_way[0] or done[0] != seen:
                 seen, since = done[0], trio.current_time()
-            elif trio.current_time() - since >= PATIENCE:
-                how.append(f"no answer in {PATIENCE:g} s")
-                await self._renderer.kill()
-                scope.cancel()
+            elif trio.current_time() - since >= patience:
+                how.append(f"no answer in {patience:g} s")
+                self._renderer.stop()
                 return
-            await trio.sleep(PATIENCE / 8)
+            await trio.sleep(min(PATIENCE / 8, 1))
 
     def close(self) -> None:
         """The display is served no longer."""

@@ -274,6 +274,23 @@ async def test_one_that_hangs_is_ended(monkeypatch: pytest.MonkeyPatch, caplog: 
     assert "no answer in 0.5 s" in caplog.text
 
 
+async def test_a_guest_that_leaves_one_that_hangs(caplog: pytest.LogCaptureFixture) -> None:
+    async with open_renderer("null") as renderer:
+        gpu = Gpu(renderer=renderer)
+        async with plugged(gpu) as path:
+            async with driver(path, features=VIRGL) as guest:
+                await target(guest)
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(guest.submit, 1, [HANG])
+                    await trio.testing.wait_all_tasks_blocked()
+                    nursery.cancel_scope.cancel()
+            async with driver(path, features=VIRGL) as guest:
+                await target(guest)
+                assert (await guest.submit(1, [FILL, 5, 7], fence=1)).type == Resp.OK_NODATA
+    assert "no answer in 2 s" in caplog.text
+    assert "gave up" not in caplog.text
+
+
 async def test_each_guest_has_its_own() -> None:
     async with open_renderer("null") as renderer:
         gpu = Gpu(renderer=renderer)

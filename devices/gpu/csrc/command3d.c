@@ -37,10 +37,10 @@ static uint32_t gate(struct gpu *gpu, uint32_t messages, uint64_t bytes)
 {
 	struct gpu_remote *rm = gpu->remote;
 
-	if (!rm || !(gpu->features >> VIRTIO_GPU_F_VIRGL & 1) || rm->state == GPU_3D_LOST)
+	if (!rm || !(gpu->features >> VIRTIO_GPU_F_VIRGL & 1))
 		return UNSPEC;
-	if (rm->state != GPU_3D_UP)
-		return GPU_AGAIN;
+	if (!gpu_remote_up(rm))
+		return rm->state == GPU_3D_STARTING ? GPU_AGAIN : UNSPEC;
 	if (!gpu_remote_room(rm, messages, bytes))
 		return rm->under_way ? GPU_AGAIN : NO_MEMORY;
 	rm->touched = true;

@@ -127,14 +127,15 @@ int gpu_3d_state(const struct gpu *gpu);
 /* Memory of the guest has come, or (@fd -1) goes. 0 or -EAGAIN: the renderer does not keep up, and is lost. */
 int gpu_3d_region(struct gpu *gpu, int fd, uint64_t gpa, uint64_t len, uint64_t offset, int read_only);
 
+/* Answers of the renderer, ever; commands it has now; is their end waited for? */
+void gpu_3d_progress(const struct gpu *gpu, uint64_t *done, uint32_t *under_way, uint32_t *draining);
+
 /* Any time, any thread. */
 
 /* Written (an eventfd; -1: none) by a flush after gpu_watch() was called, once. Not owned. Parked. */
 void gpu_set_watcher(struct gpu *gpu, int fd);
 void gpu_watch(struct gpu *gpu);
 void gpu_stats(const struct gpu *gpu, struct gpu_stats *out);
-/* Answers of the renderer, ever; commands it has now. */
-void gpu_3d_progress(const struct gpu *gpu, uint64_t *done, uint32_t *under_way);
 /*
  * Send it, or what is left of it, to @fd, a stream socket. When that is full: wait until it is not, or until @stop (an
  * eventfd) is readable. 0, -ECANCELED; -EAGAIN: it is full, and @stop is -1; -EPIPE.

@@ -32,6 +32,16 @@ static uint32_t message_bytes(uint32_t data)
 	return (uint32_t)sizeof(struct wire_command) + wire_round(data);
 }
 
+bool gpu_remote_up(struct gpu_remote *rm)
+{
+	if (rm->state != GPU_3D_UP)
+		return false;
+	if (rm->head - wire_load_acquire(&rm->wire->tail) <= WIRE_COMMANDS)
+		return true;
+	disown(rm);
+	return false;
+}
+
 bool gpu_remote_room(const struct gpu_remote *rm, uint32_t messages, uint64_t bytes)
 {
 	uint32_t used = rm->head - wire_load_acquire(&rm->wire->tail);
@@ -213,6 +223,7 @@ static int answers_poll(struct ring_source *source, int budget)
 	nr = answered - rm->answered;
 	if (nr > WIRE_SLOTS) {
 		disown(rm);
+		gpu_queue_went_on(rm->gpu);
 		return 0;
 	}
 	for (uint32_t i = 0; i < nr; i++) {
@@ -409,10 +420,11 @@ void gpu_3d_fail(struct gpu *gpu)
 		gpu->remote->state = GPU_3D_LOST;
 }
 
-void gpu_3d_progress(const struct gpu *gpu, uint64_t *done, uint32_t *under_way)
+void gpu_3d_progress(const struct gpu *gpu, uint64_t *done, uint32_t *under_way, uint32_t *draining)
 {
 	*done = __atomic_load_n(&gpu->remote->done, __ATOMIC_RELAXED);
 	*under_way = __atomic_load_n(&gpu->remote->under_way, __ATOMIC_RELAXED);
+	*draining = gpu->control && gpu->control->source.paused;
 }
 
 int gpu_3d_region(struct gpu *gpu, int fd, uint64_t gpa, uint64_t len, uint64_t offset, int read_only)

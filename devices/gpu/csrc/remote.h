@@ -58,6 +58,8 @@ struct gpu_remote {
 	} capsets[WIRE_CAPSETS];
 };
 
+/* Is it there, and its side of the ring as it can be? */
+bool gpu_remote_up(struct gpu_remote *rm);
 /* Room for @messages with @bytes of data in all, and a slot? */
 bool gpu_remote_room(const struct gpu_remote *rm, uint32_t messages, uint64_t bytes);
 /*

@@ -54,6 +54,8 @@ class Started:
     def close(self) -> None:
         """Its end, as it sees it."""
         self.memory.close()
+        if self.socket.fileno() >= 0:
+            trio.lowlevel.notify_closing(self.socket)
         self.socket.close()
 
 
@@ -120,9 +122,13 @@ class Renderer:
             started.close()
         return await self._reason() if self._running else ""
 
-    async def _reason(self) -> str:
+    def stop(self) -> None:
+        """Let it end soon, whatever it is at: `ended` returns then."""
         with suppress(OSError):
             self._control.send(b"K")
+
+    async def _reason(self) -> str:
+        self.stop()
         with trio.move_on_after(_END_SECONDS, shield=True):
             said = await _receive(self._control)
             self._running = False
