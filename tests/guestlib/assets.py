@@ -198,6 +198,11 @@ def fsio() -> Path:
     return _program("fsio")
 
 
+def kmsio() -> Path:
+    """The guest's program for displays, compiled when its source changed."""
+    return _program("kmsio")
+
+
 def glio() -> Path:
     """The program for OpenGL, which runs in the host's root: it is linked with the machine's Mesa."""
     flags = ["-I/usr/include/libdrm", "-lEGL", "-lGLESv2", "-lgbm", "-ldrm"]
@@ -238,7 +243,7 @@ def initramfs(kernel: Kernel, *, drivers: Iterable[str] = DRIVERS) -> Path:
     busybox = Path(_need("busybox", "busybox-static"))
     tools = [Path(_need(tool, package)) for tool, package in TOOLS.items()]
     tools += [Path(path) for tool in OPTIONAL if (path := shutil.which(tool, path=_sbin_env()["PATH"]))]
-    programs = {"guestio": guestio(), "netio": netio(), "fsio": fsio()}
+    programs = {"guestio": guestio(), "netio": netio(), "fsio": fsio(), "kmsio": kmsio()}
     parts = [repr((kernel.release, drivers)), *(program.name for program in programs.values())]
     parts += [f"{path}:{path.stat().st_mtime_ns}" for path in (busybox, *tools)]
     parts += [(HERE / "init.sh").read_text(), (HERE / "udhcpc.sh").read_text(), Path(__file__).read_text()]

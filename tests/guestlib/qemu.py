@@ -150,17 +150,20 @@ class VhostGpu:
     Args:
         socket: the back-end's socket.
         outputs: monitors it can have.
+        vga: a VGA card, too, which firmware can use.
         options: further properties, as on QEMU's command line.
     """
 
     socket: Path
     outputs: int = 1
     packed: bool = False
+    vga: bool = False
     options: str = ""
 
     def words(self, number: int, version: tuple[int, int]) -> list[str]:
         """QEMU's words for the device, its ids numbered ``number``."""
-        device = [f"vhost-user-gpu-pci,id=dev{number},chardev=chr{number},max_outputs={self.outputs}"]
+        kind = "vhost-user-vga" if self.vga else "vhost-user-gpu-pci"
+        device = [f"{kind},id=dev{number},chardev=chr{number},max_outputs={self.outputs}"]
         if self.packed:
             device.append("packed=on")
         if self.options:
