@@ -11,6 +11,7 @@
 
 #include <linux/openat2.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/syscall.h>
 
 #define FD_USER (1ull << 32)
@@ -19,6 +20,7 @@
 #define NO_PLACE UINT32_MAX
 
 enum {
+	NAMES_DEEP = 32,		/* folders in a row that are reached by their names; STACK of pool.c holds them */
 	RELIEF = 32,			/* fds closed when the system has no more */
 };
 
@@ -153,7 +155,7 @@ int pass_open_below(int dir_fd, const char *name, int flags, mode_t mode)
 {
 	static _Atomic bool old_kernel;
 	struct open_how how = {
-		.flags = (uint64_t)(flags | O_CLOEXEC),
+		.flags = (unsigned int)flags | O_CLOEXEC,
 		.mode = mode,
 		.resolve = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS,
 	};
@@ -201,6 +203,71 @@ static int open_handle(struct pass *fs, struct pass_inode *inode, int flags)
 	return fd < 0 ? -errno : fd;
 }
 
+/* An O_PATH fd by its name, which somebody else may have by now. */
+static int open_name(struct pass *fs, struct pass_inode *inode)
+{
+	static _Thread_local int depth;
+	struct pass_inode *dir;
+	char name[FS_NAME_MAX + 1];
+	uint64_t parent, btime;
+	struct statx stx;
+	int fd = -ESTALE, dir_fd;
+
+	if (depth == NAMES_DEEP)
+		return -ESTALE;
+	pthread_mutex_lock(&fs->fds.lock);
+	parent = inode->by.parent;
+	strcpy(name, inode->by.name);
+	pthread_mutex_unlock(&fs->fds.lock);
+	dir = pass_inode_get(fs, parent);
+	if (dir == NULL)
+		return -ESTALE;
+	depth++;
+	dir_fd = pass_inode_fd(fs, dir);
+	depth--;
+	if (dir_fd >= 0) {
+		struct pass_where where = {.dir_fd = dir_fd, .name = name};
+
+		fd = pass_open_path(fs, where);
+		pass_inode_fd_put(fs, dir, dir_fd);
+	}
+	pass_inode_put(fs, dir);
+	if (fd < 0)
+		return fd == -ENOENT || fd == -ENOTDIR || fd == -ELOOP ? -ESTALE : fd;
+	if (pass_statx(fd, NULL, &stx) == 0) {
+		btime = (uint64_t)stx.stx_btime.tv_sec * 1000000000 + stx.stx_btime.tv_nsec;
+		if (stx.stx_ino == inode->ino && stx.stx_mode >> 12 == inode->type &&
+		    pass_mount_find(fs, &stx) == inode->mount && (inode->btime == 0 || inode->btime == btime))
+			return fd;
+	}
+	close(fd);
+	return -ESTALE;
+}
+
+int pass_inode_fd_name(struct pass *fs, struct pass_inode *inode, struct pass_where where)
+{
+	char *name, *old = NULL;
+
+	if (where.called == NULL || fs->opt.handles == PASS_HANDLES_ALWAYS)
+		return -ENFILE;
+	name = strdup(where.called);
+	if (name == NULL)
+		return -ENOMEM;
+	pthread_mutex_lock(&fs->fds.lock);
+	if (inode->handle_len == PASS_BY_NAME) {
+		old = inode->by.name;
+	} else {
+		inode->place = NO_PLACE;
+		inode->handle_len = PASS_BY_NAME;
+		atomic_fetch_add_explicit(&fs->fds.named, 1, memory_order_relaxed);
+	}
+	inode->by.parent = where.parent;
+	inode->by.name = name;
+	pthread_mutex_unlock(&fs->fds.lock);
+	free(old);
+	return 0;
+}
+
 /* It cannot be reached any more; whoever finds the file again gets another inode. */
 static int gone(struct pass *fs, struct pass_inode *inode)
 {
@@ -212,8 +279,15 @@ static int gone(struct pass *fs, struct pass_inode *inode)
 /* An O_PATH fd by its handle. The first time: the name may have changed hands between its statx and its handle. */
 static int open_again(struct pass *fs, struct pass_inode *inode)
 {
-	int fd = open_handle(fs, inode, O_PATH | O_NOFOLLOW);
+	int fd;
 
+	if (inode->handle_len == PASS_BY_NAME) {
+		fd = open_name(fs, inode);
+		if (fd >= 0)
+			atomic_fetch_add_explicit(&fs->fds.opened, 1, memory_order_relaxed);
+		return fd;
+	}
+	fd = open_handle(fs, inode, O_PATH | O_NOFOLLOW);
 	if (fd == -ESTALE)
 		return gone(fs, inode);
 	if (fd < 0)
@@ -334,7 +408,8 @@ int pass_inode_open(struct pass *fs, struct pass_inode *inode, int flags)
 	if (type != S_IFREG && type != S_IFDIR)
 		return type == S_IFLNK ? -ELOOP : -EACCES;
 	flags &= ~(O_CREAT | O_EXCL | O_NOFOLLOW);
-	if (inode->handle_len != 0 && atomic_load_explicit(&inode->checked, memory_order_acquire)) {
+	if (inode->handle_len != 0 && inode->handle_len != PASS_BY_NAME &&
+	    atomic_load_explicit(&inode->checked, memory_order_acquire)) {
 		/* it is known what it leads to: no way round by /proc */
 		fd = open_handle(fs, inode, flags | O_NOCTTY);
 		return fd == -ESTALE ? gone(fs, inode) : fd;
