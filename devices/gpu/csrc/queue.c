@@ -69,7 +69,8 @@ static uint32_t control(struct gpu *gpu, struct gpu_cmd *cmd, uint32_t *written)
 		return type;
 	slot = gpu_remote_slot(rm, cmd, GPU_AFTER_FENCE);
 	slot->written = *written;
-	gpu_remote_put(rm, WIRE_NOTHING, NULL, 0, slot);
+	gpu_remote_begin(rm, WIRE_NOTHING, 0, slot);
+	gpu_remote_send(rm);
 	return GPU_HELD;
 }
 
