@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import signal
 import struct
+import subprocess
 import zlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -30,6 +35,10 @@ async def fetch(url: str, *, method: str = "GET", headers: str = "", host: str |
         data = b""
         while more := await stream.receive_some(65536):
             data += more
+            head, end, body = data.partition(b"\r\n\r\n")
+            length = re.search(rb"(?i)^content-length:\s*(\d+)", head, re.MULTILINE)
+            if end and length and len(body) >= int(length[1]):
+                break  # not everybody closes
     return int(data.split(b" ", 2)[1]), data
 
 
@@ -97,15 +106,75 @@ class Page:
         return "pixels"
 
 
+class Browser:
+    """Headless Chromium by its DevTools protocol: one page."""
+
+    def __init__(self, socket: Page) -> None:
+        self._socket = socket
+        self._number = 0
+
+    async def do(self, method: str, **params: Any) -> dict[str, Any]:
+        """One command; its result."""
+        self._number += 1
+        text = json.dumps({"id": self._number, "method": method, "params": params})
+        await self._socket.stream.send_all(self._socket.ws.send(TextMessage(data=text)))
+        while (message := await self._socket.message()) is not None:
+            answer = json.loads(message)
+            if answer.get("id") == self._number:
+                assert "error" not in answer, answer
+                return dict(answer["result"])
+        raise AssertionError("the browser has gone")
+
+    async def evaluate(self, script: str) -> Any:
+        """The value of an expression in the page."""
+        result = await self.do("Runtime.evaluate", expression=script, returnByValue=True)
+        return result["result"].get("value")
+
+    async def until(self, script: str) -> None:
+        """Wait until an expression is true."""
+        with trio.fail_after(30):
+            while not await self.evaluate(script):
+                await trio.sleep(0.05)
+
+
 @asynccontextmanager
-async def page(url: str, *, origin: str | None = None) -> AsyncIterator[Page]:
+async def browser(program: str, folder: Path) -> AsyncIterator[Browser]:
+    """A browser with an empty page of 640 by 480."""
+    words = [program, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--window-size=640,480"]
+    words += ["--force-color-profile=srgb", "--remote-debugging-port=0", f"--user-data-dir={folder}", "about:blank"]
+    with (folder.parent / "browser.log").open("wb") as log:
+        # a group of its own: Debian's program is a script, and has children
+        process = await trio.lowlevel.open_process(
+            words, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+        )
+    try:
+        told = folder / "DevToolsActivePort"
+        with trio.fail_after(60):
+            while not told.exists() or not told.read_text().strip():
+                await trio.sleep(0.05)
+            port = told.read_text().split()[0]
+            socket_url = ""
+            while not socket_url:
+                _, data = await fetch(f"http://127.0.0.1:{port}/json/list")
+                listed = json.loads(data.split(b"\r\n\r\n", 1)[1])
+                socket_url = next((each["webSocketDebuggerUrl"] for each in listed if each["type"] == "page"), "")
+        async with page(socket_url, origin="", name="") as socket:
+            yield Browser(socket)
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        with trio.CancelScope(shield=True):
+            await process.wait()
+
+
+@asynccontextmanager
+async def page(url: str, *, origin: str | None = None, name: str = "socket") -> AsyncIterator[Page]:
     """A socket of the page at `url`."""
     parts = urlsplit(url)
     stream = await trio.open_tcp_stream(parts.hostname or "", parts.port or 80)
     async with stream:
         ws = WSConnection(ConnectionType.CLIENT)
         headers = [(b"Origin", (origin or f"http://{parts.netloc}").encode())] if origin != "" else []
-        await stream.send_all(ws.send(Request(host=parts.netloc, target=f"{parts.path}socket", extra_headers=headers)))
+        await stream.send_all(ws.send(Request(host=parts.netloc, target=parts.path + name, extra_headers=headers)))
         while True:
             ws.receive_data(await stream.receive_some(65536) or None)
             event = next(ws.events(), None)
