@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from typing import Any
 
 from bench.rounds import Cell
 from devices.blk.load import Workload
@@ -39,6 +40,6 @@ class Plan:
                 found.append(cell)
         return found
 
-    def workload(self, depth: int, **more: object) -> Workload:
+    def workload(self, depth: int, **more: Any) -> Workload:
         """4 KiB random reads."""
-        return replace(Workload(depth=depth, runtime=self.runtime, warmup=self.warmup), **more)  # type: ignore[arg-type]
+        return replace(Workload(depth=depth, runtime=self.runtime, warmup=self.warmup), **more)
