@@ -118,8 +118,8 @@ class Passthrough(NativeServer):
         negative_timeout: how long they trust that a name is not there, seconds.
         inode_file_handles: how files are found again: "prefer": by handles of the file system, descriptors where it
             has none; "never": each file that a guest knows keeps a descriptor; "always": no handle, no file.
-        max_fds: descriptors kept for files that guests know; None: a quarter of the process's limit, and three where
-            that bounds how many they may know, without handles.
+        max_fds: descriptors kept for files that guests know; without handles the others are found by their names.
+            None: a quarter of the process's limit, and three without handles.
         max_files: files and folders that guests have open; None: half of the process's limit, or a quarter.
         max_inodes: files that guests know.
         readonly: refuse changes.

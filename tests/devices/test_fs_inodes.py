@@ -122,18 +122,43 @@ async def test_memory_of_many_files(tmp_path: Path) -> None:
         path.rmdir()
 
 
-async def test_without_handles_descriptors_bound_what_is_known(crowd: Path) -> None:
+async def test_without_handles_names_lead_to_the_others(crowd: Path) -> None:
+    """Beyond the bound files are found again by their names: renamed by the guest, too; replaced by others never."""
+    (crowd / "a" / "b" / "c").mkdir(parents=True)
+    (crowd / "a" / "b" / "c" / "deep").write_bytes(b"deep")
     async with folder(crowd, max_fds=100, inode_file_handles="never") as (mount, server):
+        before = open_fds()
         listed = await mount.list(plus=True, size=65536)
-        assert len(listed) == MANY + 2
-        known = [entry for entry in listed if entry.entry is not None and entry.entry.nodeid]
-        assert len(known) == 99
-        assert server.stats.fds == 100
-        stranger = next(e for e in listed if e.entry is not None and not e.entry.nodeid and e.name[0] != ".")
-        assert await errno_of(mount.lookup(ROOT, stranger.name)) == errno.ENFILE
-        assert known[0].entry is not None
-        await mount.forget(known[0].entry.nodeid)
-        assert (await mount.lookup(ROOT, stranger.name)).nodeid
+        known = {entry.name: entry.entry.nodeid for entry in listed if entry.entry is not None and entry.entry.nodeid}
+        assert len(known) == MANY + 1
+        deep = (await mount.walk("a/b/c/deep")).nodeid
+        for name, node in list(known.items())[::7]:
+            assert (await mount.getattr(node)).ino == (crowd / name).stat().st_ino
+        assert server.stats.fds <= 100
+        assert open_fds() <= before + 101
+        one, two, three = list(known)[-3:]
+        await mount.rename(ROOT, one, ROOT, "renamed")
+        fh = await mount.open(known[one], os.O_RDWR)
+        await mount.write(known[one], fh, b"text")
+        assert (crowd / "renamed").read_bytes() == b"text"
+        await mount.rename(ROOT, "a", ROOT, "moved")
+        assert await mount.read(deep, await mount.open(deep), 10) == b"deep"
+        await mount.rename(ROOT, two, ROOT, three, 2)  # RENAME_EXCHANGE
+        for name, node in list(known.items())[: MANY // 2]:  # whose turn it is to lose their descriptors
+            if not name.startswith("a"):
+                await mount.getattr(node)
+        for name, other in ((two, three), (three, two)):
+            assert (await mount.getattr(known[name])).ino == (crowd / other).stat().st_ino
+        (crowd / "renamed").rename(crowd / "by the host")
+        (crowd / "renamed").write_bytes(b"another")
+        for name, node in list(known.items())[: MANY // 2]:
+            if not name.startswith("a"):
+                await mount.getattr(node)
+        assert await errno_of(mount.open(known[one])) == errno.ESTALE
+        assert (await mount.lookup(ROOT, "by the host")).nodeid == known[one]
+        assert await mount.read(known[one], await mount.open(known[one]), 10) == b"text"
+        assert (await mount.lookup(ROOT, "renamed")).nodeid not in known.values()
+        await mount.batch_forget(*((node, 10) for node in known.values()))
 
 
 async def test_no_name_is_lost_for_want_of_descriptors(crowd: Path) -> None:

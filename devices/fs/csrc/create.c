@@ -150,8 +150,9 @@ static int answer_open(struct pass *fs, struct fs_req *req, struct pass_inode *p
 {
 	struct fuse_entry_out *entry = FS_OUT(req, fuse_entry_out);
 	struct fuse_open_out *open = (struct fuse_open_out *)(void *)(entry + 1);
+	const char *called = req->in.opcode != FUSE_TMPFILE ? req->name : NULL;
 	struct pass_inode *inode;
-	int err = pass_entry_of_fd(fs, parent, fd, entry, &inode);
+	int err = pass_entry_of_fd(fs, parent, fd, called, entry, &inode);
 
 	if (err == 0) {
 		err = pass_file_new(fs, inode, fd, flags, &open->fh);

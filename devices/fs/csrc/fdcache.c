@@ -137,7 +137,8 @@ static bool put_into(struct pass *fs, struct pass_inode *inode, int fd, int *old
 	uint32_t place;
 
 	*old = -1;
-	if (fds->nr_spare > 0) {
+	if (fds->nr_spare > 0 && atomic_load_explicit(&fds->kept, memory_order_relaxed) +
+				 atomic_load_explicit(&fds->pinned, memory_order_relaxed) < fds->size) {
 		place = fds->spare[--fds->nr_spare];
 		atomic_fetch_add_explicit(&fds->kept, 1, memory_order_relaxed);
 	} else {
@@ -355,7 +356,8 @@ void pass_inode_fd_put(struct pass *fs, struct pass_inode *inode, int fd)
 
 int pass_inode_fd_pin(struct pass *fs, struct pass_inode *inode, int fd)
 {
-	if (atomic_fetch_add(&fs->fds.pinned, 1) >= fs->opt.max_fds) {
+	/* a quarter is left for those that come and go */
+	if (atomic_fetch_add(&fs->fds.pinned, 1) >= fs->opt.max_fds - fs->opt.max_fds / 4) {
 		atomic_fetch_sub(&fs->fds.pinned, 1);
 		return -ENFILE;
 	}

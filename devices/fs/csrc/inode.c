@@ -142,8 +142,12 @@ static void inode_destroy(struct pass *fs, struct pass_inode *inode)
 		pass_locks_free(fs, inode);
 	atomic_store_explicit(&inode->locks, NULL, memory_order_relaxed);
 	pass_inode_fd_drop(fs, inode);
-	if (inode->handle_len > PASS_HANDLE_INLINE)
+	if (inode->handle_len == PASS_BY_NAME) {
+		atomic_fetch_sub_explicit(&fs->fds.named, 1, memory_order_relaxed);
+		free(inode->by.name);
+	} else if (inode->handle_len > PASS_HANDLE_INLINE) {
 		free(inode->handle_far);
+	}
 	inode->handle_len = 0;
 	pass_mount_put(fs, inode->mount);
 	pass_table_release(&fs->inodes, inode);
@@ -230,7 +234,7 @@ static int take_fd(struct pass *fs, struct pass_inode *inode, struct statx *stx,
 		err = pass_inode_fd_pin(fs, inode, fd);
 	if (err < 0)
 		close(fd);
-	return err;
+	return err == -ENFILE ? pass_inode_fd_name(fs, inode, where) : err;
 }
 
 /* What leads to it again: a handle, or an fd. */
@@ -282,7 +286,7 @@ static bool still_there(struct pass *fs, struct pass_inode *inode)
 {
 	int fd;
 
-	if (fs_likely(inode->btime != 0) || inode->handle_len == 0)
+	if (fs_likely(inode->btime != 0) || inode->handle_len == 0 || inode->handle_len == PASS_BY_NAME)
 		return true;
 	fd = pass_inode_fd(fs, inode);
 	if (fd >= 0)
@@ -348,11 +352,31 @@ int pass_inode_learn(struct pass *fs, struct statx *stx, struct pass_where where
 
 	for (int tries = 0; tries < 8 && err == -EAGAIN; tries++) {
 		*out = pass_inode_known(fs, stx);
-		if (fs_likely(*out != NULL))
+		if (fs_likely(*out != NULL)) {
+			if (fs_unlikely((*out)->handle_len == PASS_BY_NAME))
+				pass_inode_fd_name(fs, *out, where);
 			return 0;
+		}
 		err = learn_new(fs, stx, where, out);
 	}
 	return err == -EAGAIN ? -ENOENT : err;
+}
+
+void pass_inode_renamed(struct pass *fs, const struct pass_inode *dir, int fd, const char *name)
+{
+	struct pass_where where = {.dir_fd = fd, .name = name, .called = name, .parent = pass_inode_id(dir)};
+	struct pass_inode *inode;
+	struct statx stx;
+
+	if (fs_likely(atomic_load_explicit(&fs->fds.named, memory_order_relaxed) == 0) || pass_statx(fd, name, &stx) < 0)
+		return;
+	inode = pass_inode_known(fs, &stx);
+	if (inode == NULL)
+		return;
+	if (inode->handle_len == PASS_BY_NAME)
+		pass_inode_fd_name(fs, inode, where);
+	pass_inode_forget(fs, inode, 1);
+	pass_inode_put(fs, inode);
 }
 
 int pass_inode_restore(struct pass *fs, uint64_t nodeid, uint64_t nlookup, struct statx *stx, int fd)

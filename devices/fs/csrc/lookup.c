@@ -21,7 +21,7 @@ void pass_entry_fill(const struct pass *fs, const struct pass_inode *parent, con
 int pass_lookup_at(struct pass *fs, const struct pass_inode *parent, int dir_fd, const char *name,
 		   struct fuse_entry_out *out)
 {
-	struct pass_where where = {.dir_fd = dir_fd, .name = name};
+	struct pass_where where = {.dir_fd = dir_fd, .name = name, .called = name, .parent = pass_inode_id(parent)};
 	struct pass_inode *inode;
 	struct statx stx;
 	int err = pass_statx(dir_fd, name, &stx);
@@ -36,10 +36,10 @@ int pass_lookup_at(struct pass *fs, const struct pass_inode *parent, int dir_fd,
 	return 0;
 }
 
-int pass_entry_of_fd(struct pass *fs, const struct pass_inode *parent, int fd, struct fuse_entry_out *out,
-		     struct pass_inode **inode)
+int pass_entry_of_fd(struct pass *fs, const struct pass_inode *parent, int fd, const char *called,
+		     struct fuse_entry_out *out, struct pass_inode **inode)
 {
-	struct pass_where where = {.dir_fd = fd};
+	struct pass_where where = {.dir_fd = fd, .called = called, .parent = pass_inode_id(parent)};
 	struct pass_inode *found;
 	struct statx stx;
 	int err = pass_statx(fd, NULL, &stx);
@@ -64,7 +64,7 @@ static int lookup_self(struct pass *fs, struct pass_inode *inode, struct fuse_en
 
 	if (fd < 0)
 		return fd;
-	err = pass_entry_of_fd(fs, inode, fd, out, NULL);
+	err = pass_entry_of_fd(fs, inode, fd, NULL, out, NULL);
 	pass_inode_fd_put(fs, inode, fd);
 	return err;
 }

@@ -47,7 +47,7 @@ int pass_link(struct pass *fs, struct fs_req *req, struct pass_inode *inode, boo
 			if (fs_unlikely(err == -EEXIST && req->replay))
 				err = is_same(fd, to, req->name) ? 0 : err;
 			if (err == 0)
-				err = pass_entry_of_fd(fs, inode, fd, out, NULL);
+				err = pass_entry_of_fd(fs, inode, fd, req->name, out, NULL);
 			pass_inode_fd_put(fs, old, fd);
 		}
 		pass_inode_fd_put(fs, inode, to);
@@ -109,6 +109,10 @@ static int rename_at(struct pass *fs, struct fs_req *req, struct pass_inode *ino
 				err = syscall(SYS_renameat2, from, req->name, to, req->name2, flags) < 0 ? -errno : 0;
 			if (fs_unlikely(err == -ENOENT && req->replay) && faccessat(to, req->name2, F_OK, AT_SYMLINK_NOFOLLOW) == 0)
 				err = 0;	/* it was done already */
+			if (err == 0)
+				pass_inode_renamed(fs, newdir, to, req->name2);
+			if (err == 0 && flags & RENAME_EXCHANGE)
+				pass_inode_renamed(fs, inode, from, req->name);
 			pass_inode_fd_put(fs, newdir, to);
 		}
 		pass_inode_fd_put(fs, inode, from);

@@ -11,8 +11,8 @@
  *   The table's own reference lasts as long as the guest knows the inode (nlookup > 0). What identifies a file on the
  *   host, (mount, inode number, time of birth), is found in a hash, cut into shards of a lock each (inode.c).
  *
- *   An inode is reached by its file handle, or by an O_PATH fd that stays open where there is none. Fds that a handle
- *   can bring back are kept in a clock of bounded size (fdcache.c).
+ *   An inode is reached by its file handle, or by an O_PATH fd that stays open where there is none, or, when there are too
+ *   many of those, by its name. Fds that a handle or a name can bring back are kept in a clock of bounded size (fdcache.c).
  *
  * Rules
  * - Every path is one name below an fd: no '/', neither "." nor ".."; links are never followed (pass_name_ok()).
@@ -41,6 +41,7 @@ enum {
 	PASS_DIR_BYTES = 32768,		/* of getdents64 at once */
 	PASS_OWN_GROUPS = 64,		/* most supplementary groups of this process */
 	PASS_WINDOW_SHIFT = 21,		/* log2 of PASS_WINDOW_UNIT */
+	PASS_BY_NAME = 255,		/* no file handle is as long */
 	PASS_OVERFLOW_ID = 65534,	/* who the guest must not see */
 };
 
@@ -87,12 +88,16 @@ struct pass_inode {
 	uint8_t flags;			/* PASS_HASHED … */
 	_Atomic uint8_t gone;		/* its handle no longer leads to it */
 	_Atomic uint8_t checked;	/* its handle was seen to lead to it */
-	uint8_t handle_len;		/* bytes; 0: it has none, the fd stays open */
+	uint8_t handle_len;		/* bytes; 0: it has none, the fd stays open; PASS_BY_NAME */
 	uint8_t pad;
 	int32_t handle_type;
 	union {
 		uint8_t handle[PASS_HANDLE_INLINE];
 		uint8_t *handle_far;	/* longer ones */
+		struct {		/* PASS_BY_NAME; under the clock's lock */
+			uint64_t parent;	/* its nodeid */
+			char *name;
+		} by;
 	};
 };
 
@@ -144,6 +149,7 @@ struct pass_fds {
 	uint32_t hand;
 	_Atomic uint32_t kept;		/* places in use */
 	_Atomic uint32_t pinned;	/* fds of inodes without a handle */
+	_Atomic uint32_t named;		/* inodes that have neither */
 	_Atomic uint64_t opened, evicted, scarce;
 };
 
@@ -220,6 +226,8 @@ static inline struct pass_mount *pass_inode_mount(struct pass *fs, const struct 
 struct pass_where {
 	int dir_fd;
 	const char *name;
+	const char *called;	/* its name in the folder @parent; NULL: unknown */
+	uint64_t parent;
 };
 
 /*
@@ -273,6 +281,10 @@ int pass_inode_fd_pin(struct pass *fs, struct pass_inode *inode, int fd);
  * has it; O_CLOEXEC is added. -1 with errno.
  */
 int pass_open_below(int dir_fd, const char *name, int flags, mode_t mode);
+/* inode.c: too many of those; it is reached by its name from now on. Also: it has another name. 0, -ENFILE, -ENOMEM. */
+int pass_inode_fd_name(struct pass *fs, struct pass_inode *inode, struct pass_where where);
+/* names.c: @name of the folder, which @fd is, has become that of what is there now. */
+void pass_inode_renamed(struct pass *fs, const struct pass_inode *dir, int fd, const char *name);
 /* An O_PATH fd of @where, the caller's. -errno. */
 int pass_open_path(struct pass *fs, struct pass_where where);
 
@@ -358,9 +370,12 @@ static inline bool pass_name_ok(const char *name, uint32_t len)
 /* Look @name up below @parent, whose fd is @dir_fd; the guest knows it once more. Fills @out. 0 or -errno. */
 int pass_lookup_at(struct pass *fs, const struct pass_inode *parent, int dir_fd, const char *name,
 		   struct fuse_entry_out *out);
-/* Likewise for what was opened or made as @fd (not taken over); a reference in *@inode, unless that is NULL. */
-int pass_entry_of_fd(struct pass *fs, const struct pass_inode *parent, int fd, struct fuse_entry_out *out,
-		     struct pass_inode **inode);
+/*
+ * Likewise for what was opened or made as @fd (not taken over), @called NULL: without a name; a reference in *@inode, unless
+ * that is NULL.
+ */
+int pass_entry_of_fd(struct pass *fs, const struct pass_inode *parent, int fd, const char *called,
+		     struct fuse_entry_out *out, struct pass_inode **inode);
 void pass_entry_fill(const struct pass *fs, const struct pass_inode *parent, const struct pass_inode *inode,
 		     const struct statx *stx, struct fuse_entry_out *out);
 

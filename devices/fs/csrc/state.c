@@ -101,7 +101,7 @@ static void put_inode(struct writer *w, struct pass_inode *inode)
 		.btime = inode->btime,
 		.type = inode->type,
 		.handle_type = inode->handle_type,
-		.handle_len = inode->handle_len,
+		.handle_len = inode->handle_len == PASS_BY_NAME ? 0 : inode->handle_len,
 		.in_root = inode->mount == fs->root_mount,
 	};
 
