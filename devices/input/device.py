@@ -16,6 +16,7 @@ from vhost import Device, Metric
 from vhost.constants import ProtocolFeature
 from vhost.device import Link
 from vhost.errors import VhostError
+from vhost.sandbox.confinement import Confinement
 
 if TYPE_CHECKING:
     from vhost.sandbox import Confinement
@@ -166,6 +167,11 @@ class Input(Device):
         """Nothing of the system."""
         from vhost.sandbox import Confinement
 
+        return Confinement()
+
+    @property
+    def confinement(self) -> Confinement:
+        """It needs nothing of the host once it is served."""
         return Confinement()
 
     # Life-cycle

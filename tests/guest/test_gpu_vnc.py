@@ -93,6 +93,7 @@ async def test_seen_and_typed_from_afar(tmp_path: Path, qemu: Qemu, kernel: Kern
         assert {(ABS, 0, 32767), (ABS, 1, 32767)} <= set(seen)
         await guest.power_off()
         assert "error" not in served.log
+        assert "no sandbox" not in served.log
 
 
 async def _sees(guest: QemuGuest, served: Backend, control: Path, vnc: Path, folder: Path) -> None:
