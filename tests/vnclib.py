@@ -138,7 +138,7 @@ class Client:
     def draw(self, x: int, y: int, width: int, height: int, data: bytes) -> None:
         for row in range(height):
             at = ((y + row) * self.width + x) * 4
-            self.pixels[at : at + width * 4] = data[row * width * 4 :][: width * 4]
+            self.pixels[at : at + width * 4] = data[row * width * 4 : (row + 1) * width * 4]
 
     def rgb(self) -> bytes:
         out = bytearray(self.width * self.height * 3)

@@ -60,13 +60,13 @@ class Page:
 
     async def message(self) -> str | bytes | None:
         """The next one; None: closed."""
-        out: Any = None
+        parts: list[Any] = []
         while True:
             for event in self.ws.events():
                 if isinstance(event, (TextMessage, BytesMessage)):
-                    out = event.data if out is None else out + event.data
+                    parts.append(event.data)
                     if event.message_finished:
-                        return out
+                        return "".join(parts) if isinstance(event, TextMessage) else b"".join(parts)
                 elif isinstance(event, CloseConnection):
                     return None
             try:
@@ -99,7 +99,7 @@ class Page:
         assert len(data) == width * height * 4
         for row in range(height):
             at = ((y + row) * self.width + x) * 4
-            self.pixels[at : at + width * 4] = data[row * width * 4 :][: width * 4]
+            self.pixels[at : at + width * 4] = data[row * width * 4 : (row + 1) * width * 4]
         self.updates.append((x, y, width, height))
         if drawn:
             await self.send(t="drawn")

@@ -164,13 +164,6 @@ class Input(Device):
 
     @property
     def confinement(self) -> Confinement:
-        """Nothing of the system."""
-        from vhost.sandbox import Confinement
-
-        return Confinement()
-
-    @property
-    def confinement(self) -> Confinement:
         """It needs nothing of the host once it is served."""
         return Confinement()
 

@@ -19,6 +19,7 @@ from viewlib import Desk, rgb
 
 from devices.gpu import Gpu, Mode
 from devices.gpu.options import OPTIONS, TYPE, open_gpu
+from vhost.errors import VhostError
 from vhost.plugin import ConfigError
 
 pytest.importorskip("devices.gpu.vnc", reason="built without libvncserver (Debian: libvncserver-dev)")
@@ -373,3 +374,15 @@ def test_companions() -> None:
     ]
     with pytest.raises(ConfigError, match="once or twice"):
         make({**values, "input_socket": ("a", "b", "c")})
+
+
+async def test_devices_meet() -> None:
+    desk = Desk()
+    gpu = Gpu()
+    gpu.seat.names = ("desk",)
+    gpu.meet({"desk": desk}, [desk])  # type: ignore[dict-item, list-item]
+    assert gpu.seat.sinks == [desk, desk]
+    with pytest.raises(VhostError, match="there is no device 'desk'; there are disk"):
+        gpu.meet({"disk": Gpu()}, [])
+    with pytest.raises(VhostError, match="gpu is no input device"):
+        gpu.meet({"desk": Gpu()}, [])

@@ -39,6 +39,9 @@ RAW, DEFLATED, CURSOR = 1, 2, 3
 #: bytes below which deflating does not pay, and above which it is done by a thread
 _DEFLATE_MIN: Final = 1 << 10
 _DEFLATE_SOON: Final = 64 << 10
+#: pieces that are tried, and bytes of each
+_SAMPLES: Final = 16
+_SAMPLE: Final = 1 << 10
 _SIDE_MIN, _SIDE_MAX = 64, 8192
 _FILES: Final = {
     "": ("index.html", "text/html; charset=utf-8"),
@@ -48,6 +51,15 @@ _FILES: Final = {
 _NOT_HERE: Final = Answer(
     404, "text/plain; charset=utf-8", b"Nothing is here. Open the whole address that vhost printed when it started.\n"
 )
+
+
+def _pays(pixels: bytearray) -> bool:
+    """Whether to deflate: the way to this machine's pages is short, so a photograph goes as it is."""
+    if len(pixels) <= _DEFLATE_MIN:
+        return False
+    step = max(len(pixels) // _SAMPLES, _SAMPLE)
+    sample = b"".join(pixels[at : at + _SAMPLE] for at in range(0, len(pixels), step))
+    return len(zlib.compress(sample, 1)) * 4 < len(sample)
 
 
 class WebServer:
@@ -208,11 +220,11 @@ class _Page:
             if not self._gpu.read(number, damage, to):
                 return  # it shows something else by now: that is a change, and comes next
         self._drawn = False
-        kind, data = RAW, bytes(pixels)
-        if len(data) > _DEFLATE_SOON:
-            kind, data = DEFLATED, await trio.to_thread.run_sync(zlib.compress, data, 1)
-        elif len(data) > _DEFLATE_MIN:
-            kind, data = DEFLATED, zlib.compress(data, 1)
+        kind = DEFLATED if _pays(pixels) else RAW
+        data: bytes | bytearray = pixels
+        if kind == DEFLATED:
+            soon = len(data) <= _DEFLATE_SOON
+            data = zlib.compress(data, 1) if soon else await trio.to_thread.run_sync(zlib.compress, data, 1)
         await self._socket.send(HEADER.pack(kind, damage.x, damage.y, damage.width, damage.height) + data)
 
     async def _show_cursor(self, scanout: int, now: Cursor) -> None:
