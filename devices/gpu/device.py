@@ -171,18 +171,19 @@ class Gpu(Device):
         if self._blobs:
             offer |= GpuFeature.RESOURCE_BLOB
         if self._3d is not None:
-            offer |= GpuFeature.VIRGL
+            offer |= GpuFeature.VIRGL | GpuFeature.CONTEXT_INIT
         return int(offer)
 
     @property
     def protocol_features(self) -> ProtocolFeature:
         """The usual ones; no inflight record: what commands made is gone with the process.
 
-        With 3D no migration either: a renderer's state stays where it is, and nobody logs what it writes.
+        No postcopy: front-ends do not migrate displays, and its descriptor takes a capability that is given up. With 3D
+        no migration at all: a renderer's state stays where it is, and nobody logs what it writes.
         """
-        offer = super().protocol_features & ~ProtocolFeature.INFLIGHT_SHMFD
+        offer = super().protocol_features & ~(ProtocolFeature.INFLIGHT_SHMFD | ProtocolFeature.PAGEFAULT)
         if self._3d is not None:
-            offer &= ~(ProtocolFeature.LOG_SHMFD | ProtocolFeature.PAGEFAULT)
+            offer &= ~ProtocolFeature.LOG_SHMFD
         return offer
 
     def config(self) -> bytes:

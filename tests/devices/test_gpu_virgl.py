@@ -15,7 +15,7 @@ from devices.gpu.render import RendererError, open_renderer
 
 pytest.importorskip("devices.gpu.render._virgl", reason="not built: install libvirglrenderer-dev")
 
-VIRGL = 0x7
+VIRGL = 0x17  # and EDID, UUID, CONTEXT_INIT
 BGRA = 1
 SIDE = 64
 ALL = Rect(0, 0, SIDE, SIDE)
@@ -93,6 +93,29 @@ async def test_capsets() -> None:
             assert any(caps)
             found[kind] = version
         assert set(found) == {1, 2}, "virgl, virgl2"
+
+
+async def test_contexts_of_a_capset() -> None:
+    async with rendered() as (_, guest):
+
+        async def create(number: int, capset: int) -> Resp:
+            body = struct.pack("<II64s", 1, capset, b"x")
+            return (await guest.command(Cmd.CTX_CREATE, body, context=number)).type
+
+        assert await create(2, 1) == Resp.OK_NODATA
+        assert await create(3, 2) == Resp.OK_NODATA
+        for capset in (3, 4, 0x102, 1 << 31):
+            assert await create(4, capset) == Resp.ERR_INVALID_PARAMETER
+        await guest.do(Cmd.CTX_ATTACH, struct.pack("<II", 5, 0), context=3)
+        # a fence of a ring
+        words = clear(5, 0, 1, 0)
+        body = struct.pack("<II", 4 * len(words), 0) + struct.pack(f"<{len(words)}I", *words)
+        head = struct.pack("<IIQIB3x", Cmd.SUBMIT_3D, 3, 77, 3, 1)
+        used, (back, *_) = await guest.fe.queues[0].request([head + body], [24])
+        assert used == 24
+        assert struct.unpack("<IIQIB3x", back) == (Resp.OK_NODATA, 3, 77, 3, 1)
+        await guest.transfer_3d(Cmd.FROM_HOST_3D, 5, Rect(0, 0, 1, 1), context=3)
+        assert guest.pixels(5, 4) == b"\x00\xff\x00\xff"
 
 
 async def test_mistakes_cost_the_context_alone() -> None:

@@ -80,11 +80,11 @@ async def drawn(guest: QemuGuest, control: Path, folder: Path, program: Path) ->
     await guest.run(
         f"""
         rm -f /tmp/end /tmp/said; mkfifo /tmp/end; sleep 600 >/tmp/end & echo $! >/tmp/pid
-        chroot /host {program} draw 3 </tmp/end >/tmp/said 2>&1 &
+        chroot /host {program} 3 </tmp/end >/tmp/said 2>&1 &
         """
     )
     await guest.run("for i in $(seq 600); do [ -s /tmp/said ] && break; sleep 0.2; done", timeout=180)
-    assert await guest.output("cat /tmp/said") == f"drawn {SIZE[0]}x{SIZE[1]}"
+    assert (await guest.output("cat /tmp/said")).startswith(f"drawn {SIZE[0]}x{SIZE[1]} by virgl")
     width, height = SIZE
     ours = await shot(control, folder)
     assert ours.size == SIZE
@@ -131,15 +131,13 @@ async def test_opengl(tmp_path: Path, qemu: Qemu, kernel: Kernel, program: Path)
         async with boot_qemu(config, tmp_path) as guest:
             assert "+virgl" in await guest.output("dmesg | grep features:")
             await mounted(guest)
-            said = await guest.output(f"chroot /host {program} info 2>&1", timeout=120)
-            assert said.startswith("Mesa Project | virgl"), said
             await drawn(guest, control, tmp_path, program)
             quiet(served)
             assert json.loads(await ctl(control, "gpu.stats"))["errors"] == {}
             # its renderer dies: 3D fails, the guest and its console go on
             _, drawing = descendants(served.proc.pid)
             os.kill(drawing, signal.SIGKILL)
-            said = (await guest.run(f"chroot /host {program} draw 1 2>&1", check=False, timeout=120)).output
+            said = (await guest.run(f"chroot /host {program} 1 2>&1", check=False, timeout=120)).output
             assert "failed: pixel" in said
             assert "the 3D renderer has ended (signal SIGKILL)" in served.log
             await guest.run("echo 2D goes on >/dev/tty1")

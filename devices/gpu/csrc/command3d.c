@@ -120,10 +120,29 @@ void gpu_context_forget(struct gpu_remote *rm, uint32_t id)
 		*at = rm->contexts[--rm->nr_contexts];
 }
 
+/* What a context is for: any of what is offered, or the capset that it names. */
+static bool is_init(const struct gpu *gpu, uint32_t init)
+{
+	for (uint32_t i = 0; i < gpu->remote->nr_capsets; i++) {
+		if (gpu->remote->capsets[i].id == init)
+			return true;
+	}
+	return !init;
+}
+
+/*
+ * Fences of a context's rings (VIRTIO_GPU_FLAG_INFO_RING_IDX) are no matter of their own: all fences are one line of time,
+ * which is more order than rings ask for.
+ */
 uint32_t gpu_context_create(struct gpu *gpu, struct gpu_cmd *cmd)
 {
 	const struct virtio_gpu_ctx_create *in = &cmd->in.context_create;
-	struct wire_context what = {.context = in->hdr.ctx_id, .name_bytes = in->nlen};
+	bool has_init = gpu->features >> VIRTIO_GPU_F_CONTEXT_INIT & 1;
+	struct wire_context what = {
+		.context = in->hdr.ctx_id,
+		.name_bytes = in->nlen,
+		.init = has_init ? in->context_init : 0,
+	};
 	uint32_t reply = gate(gpu, 1, sizeof(what));
 	struct gpu_remote *rm = gpu->remote;
 	struct gpu_slot *slot;
@@ -132,7 +151,7 @@ uint32_t gpu_context_create(struct gpu *gpu, struct gpu_cmd *cmd)
 		return reply;
 	if (!in->hdr.ctx_id || gpu_context_known(rm, in->hdr.ctx_id))
 		return BAD_CONTEXT;
-	if (in->nlen > sizeof(what.name))
+	if (in->nlen > sizeof(what.name) || !is_init(gpu, what.init))
 		return BAD_PARAMETER;
 	if (rm->nr_contexts == rm->max_contexts)
 		return NO_MEMORY;

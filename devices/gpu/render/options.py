@@ -34,7 +34,8 @@ async def open_3d(values: Mapping[str, Any]) -> AsyncIterator[Renderer | None]:
         yield None
         return
     try:
-        async with open_renderer("virgl", node=values["render_node"]) as renderer:
+        confined = values["sandbox"] != "none"
+        async with open_renderer("virgl", node=values["render_node"], confined=confined) as renderer:
             yield renderer
     except RendererError as exc:
         raise ConfigError(f"virgl: {exc}") from exc

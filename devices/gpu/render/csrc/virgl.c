@@ -95,7 +95,9 @@ static uint32_t context_create(const struct wire_context *what)
 	char name[sizeof(what->name) + 1] = {0};
 
 	memcpy(name, what->name, what->name_bytes);
-	return virgl_renderer_context_create(what->context, what->name_bytes, name) ? UNSPEC : OK;
+	if (!what->init)
+		return virgl_renderer_context_create(what->context, what->name_bytes, name) ? UNSPEC : OK;
+	return virgl_renderer_context_create_with_flags(what->context, what->init, what->name_bytes, name) ? UNSPEC : OK;
 }
 
 static void context_destroy(uint32_t id)
