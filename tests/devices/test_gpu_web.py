@@ -154,6 +154,7 @@ async def test_who_is_kept_out() -> None:
         '{"t": "key"}',
         '{"t": "scanout", "number": 1}',
         '{"t": "point", "x": "z"}',
+        '{"t": "point", "x": 1e999, "y": 0, "buttons": 0}',
         "x" * 5000,
     ],
 )
@@ -165,6 +166,8 @@ async def test_messages_that_make_no_sense(message: str) -> None:
         with trio.fail_after(10):
             while await viewer.message() is not None:
                 pass
+        async with page(url) as another:
+            assert await another.step() == "screen"
 
 
 async def test_hostile_requests() -> None:

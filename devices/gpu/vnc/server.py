@@ -67,7 +67,7 @@ class VncServer:
 
     async def _client(self, stream: trio.SocketStream) -> None:
         try:
-            self._slots.acquire_nowait()
+            self._slots.acquire_on_behalf_of_nowait(stream)
         except trio.WouldBlock:
             _LOG.warning("vnc on %s: a client is refused: %d are there already", self._where, _CLIENTS_MAX)
             await trio.aclose_forcefully(stream)
@@ -75,12 +75,14 @@ class VncServer:
         try:
             async with stream:
                 await self._let_in(stream)
-        except HandshakeError as exc:
-            _LOG.warning("vnc on %s: a client is not let in: %s", self._where, exc)
-        except (trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError, OSError) as exc:
-            _LOG.info("vnc on %s: a client is gone: %s", self._where, exc)
+        except* HandshakeError as group:
+            _LOG.warning("vnc on %s: a client is not let in: %s", self._where, group.exceptions[0])
+        except* (trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError, OSError) as group:
+            _LOG.info("vnc on %s: a client is gone: %s", self._where, group.exceptions[0])
+        except* Exception:  # others, and the guest, go on
+            _LOG.exception("vnc on %s: a client is let go", self._where)
         finally:
-            self._slots.release()
+            self._slots.release_on_behalf_of(stream)
 
     async def _let_in(self, stream: trio.SocketStream) -> None:
         with trio.fail_after(_HANDSHAKE_SECONDS):

@@ -101,10 +101,12 @@ class WebServer:
                 return
             try:
                 await self._serve(stream)
-            except WebError as exc:
-                _LOG.warning("web page: a client is let go: %s", exc)
-            except (trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError) as exc:
-                _LOG.debug("web page: a client is gone: %s", exc)
+            except* WebError as group:
+                _LOG.warning("web page: a client is let go: %s", group.exceptions[0])
+            except* (trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError) as group:
+                _LOG.debug("web page: a client is gone: %s", group.exceptions[0])
+            except* Exception:  # others, and the guest, go on
+                _LOG.exception("web page: a client is let go")
             finally:
                 self._slots.release_on_behalf_of(stream)
 
@@ -151,8 +153,6 @@ class _Page:
                 nursery.start_soon(until_it_ends, self._read)
                 nursery.start_soon(self._hear_display)
                 nursery.start_soon(self._write)
-        except* (WebError, trio.BrokenResourceError) as group:
-            raise group.exceptions[0] from None
         finally:
             self._gpu.seat.release()
 
@@ -162,7 +162,7 @@ class _Page:
         while (text := await self._socket.text()) is not None:
             try:
                 self._take(json.loads(text))
-            except (ValueError, KeyError, TypeError, RecursionError) as exc:
+            except (ValueError, KeyError, TypeError, ArithmeticError, RecursionError) as exc:
                 raise WebError(f"a message that makes no sense: {exc!r}") from exc
 
     def _take(self, message: dict[str, Any]) -> None:
