@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import struct
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -367,6 +368,24 @@ async def test_what_users_do_wrong() -> None:
     with pytest.raises(RendererError, match="render node /dev/null/x: Not a directory; 'ls /dev/dri' shows"):
         async with open_renderer("null", node="/dev/null/x"):
             pass
+    with pytest.raises(RendererError, match="/dev/null is no render node"):
+        async with open_renderer("null", node="/dev/null"):
+            pass
+    for words, said in (
+        (["--venus"], "vhost: venus: there is no Vulkan for guests yet; --virgl gives them OpenGL"),
+        (["--render-node", "/dev/null"], "vhost: render-node is the GPU that draws 3D; give --virgl with it"),
+    ):
+        command = [
+            sys.executable,
+            "-c",
+            "from vhost.cli import main; main()",
+            "gpu",
+            "--socket-path",
+            "/nowhere",
+            *words,
+        ]
+        done = await trio.run_process(command, capture_stderr=True, check=False)
+        assert (done.returncode, done.stderr.decode().strip()) == (1, said)
     async with open_renderer("null") as renderer:
         Gpu(renderer=renderer)
         with pytest.raises(ValueError, match="limit of contexts is 0"):

@@ -21,6 +21,8 @@ __all__ = ["Kind", "Renderer", "RendererError", "Started", "open_renderer"]
 
 Kind = Literal["virgl", "null"]
 
+#: Linux's number of graphics devices
+_DRM: Final = 226
 _READY_MAX: Final = 1 << 16
 #: seconds that a renderer may take to start
 _START_SECONDS: Final = 30
@@ -196,9 +198,13 @@ async def open_renderer(
 
 def _open_node(path: str) -> OwnedFd:
     try:
-        return OwnedFd(os.open(path, os.O_RDWR | os.O_CLOEXEC))
+        fd = OwnedFd(os.open(path, os.O_RDWR | os.O_CLOEXEC))
     except OSError as exc:
         raise RendererError(f"render node {path}: {exc.strerror}; 'ls /dev/dri' shows which there are") from exc
+    if os.major(os.fstat(fd.fileno()).st_rdev) != _DRM:
+        fd.close()
+        raise RendererError(f"{path} is no render node; 'ls /dev/dri' shows which there are")
+    return fd
 
 
 def _launch(kind: Kind, control: socket.socket, gpu: OwnedFd | None, confined: bool) -> subprocess.Popen[bytes]:
