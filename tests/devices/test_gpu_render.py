@@ -266,9 +266,9 @@ async def test_the_end_of_a_renderer(caplog: pytest.LogCaptureFixture) -> None:
 
 
 async def test_one_that_hangs_is_ended(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    monkeypatch.setattr(keeper, "PATIENCE", 0.5)
     async with rendered() as (_, guest, _):
         await target(guest)
+        monkeypatch.setattr(keeper, "PATIENCE", 0.5)
         with trio.fail_after(60):
             assert (await guest.submit(1, [HANG])).type == Resp.ERR_UNSPEC
         await trio.testing.wait_all_tasks_blocked()
