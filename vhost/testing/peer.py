@@ -223,9 +223,7 @@ class Peer:
         """Send a message with these bytes as payload."""
         self.send_bytes(wire.build_header(wire.Header(request, flags, len(payload))) + payload, fds)
 
-    def send(
-        self, request: int, payload: Payload = None, *, need_reply: bool = False, fds: Sequence[int] = ()
-    ) -> None:
+    def send(self, request: int, payload: Payload = None, *, need_reply: bool = False, fds: Sequence[int] = ()) -> None:
         """Send a well-formed message; waits for nothing."""
         flags = FLAGS_REQUEST | (HeaderFlag.NEED_REPLY if need_reply else 0)
         self.raw(request, wire.build_payload(payload), flags=flags, fds=fds)
@@ -445,9 +443,7 @@ class Peer:
         self.handshake(protocol)
         self.set_features((features | VirtioFeature.PROTOCOL_FEATURES | VirtioFeature.VERSION_1) & self.features)
         self.share_memory()
-        return [
-            self.start(self.ring(index, size, base=bases[index] if bases else None)) for index in range(queues)
-        ]
+        return [self.start(self.ring(index, size, base=bases[index] if bases else None)) for index in range(queues)]
 
     def put(self, data: bytes) -> Buffer:
         """Fresh memory with `data`."""
