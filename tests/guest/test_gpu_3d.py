@@ -25,12 +25,13 @@ from guestlib import (
 )
 from guestlib.assets import glio
 from guestlib.backends import vhost_program
-from guestlib.fs import host_root, vhost_fs
+from guestlib.fs import host_root, mount, vhost_fs
 from PIL import Image
 
 pytestmark = [pytest.mark.guest, pytest.mark.timeout(300)]
 
 SIZE = (640, 480)
+GLIO = "/tmp/glio"  # of the guest
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
 
 
@@ -69,18 +70,21 @@ async def shot(control: Path, folder: Path) -> Image.Image:
         return image.convert("RGB")
 
 
-async def mounted(guest: QemuGuest) -> None:
-    """The host's root, as its Mesa needs it."""
+async def mounted(guest: QemuGuest, program: Path) -> None:
+    """The host's root, as its Mesa needs it; the program where it is to be seen wherever this tree lies."""
+    where = await mount(guest, "root", "/plain")
+    await guest.run(f"cp {where}{program} /tmp/glio && umount {where}")
     await host_root(guest)
+    await guest.run(f"cp /tmp/glio /host{GLIO}")
     await guest.run("mount -t sysfs sys /host/sys")
 
 
-async def drawn(guest: QemuGuest, control: Path, folder: Path, program: Path) -> None:
+async def drawn(guest: QemuGuest, control: Path, folder: Path) -> None:
     """The picture of glio is on the screen, upright, and QEMU's is the same."""
     await guest.run(
         f"""
         rm -f /tmp/end /tmp/said; mkfifo /tmp/end; sleep 600 >/tmp/end & echo $! >/tmp/pid
-        chroot /host {program} 3 </tmp/end >/tmp/said 2>&1 &
+        chroot /host {GLIO} 3 </tmp/end >/tmp/said 2>&1 &
         """
     )
     await guest.run("for i in $(seq 600); do [ -s /tmp/said ] && break; sleep 0.2; done", timeout=180)
@@ -130,17 +134,17 @@ async def test_opengl(tmp_path: Path, qemu: Qemu, kernel: Kernel, program: Path)
         )
         async with boot_qemu(config, tmp_path) as guest:
             assert "+virgl" in await guest.output("dmesg | grep features:")
-            await mounted(guest)
-            await drawn(guest, control, tmp_path, program)
+            await mounted(guest, program)
+            await drawn(guest, control, tmp_path)
             quiet(served)
             assert json.loads(await ctl(control, "gpu.stats"))["errors"] == {}
             # its renderer dies: 3D fails, the guest and its console go on
             _, drawing = descendants(served.proc.pid)
             os.kill(drawing, signal.SIGKILL)
-            said = (await guest.run(f"chroot /host {program} 1 2>&1", check=False, timeout=120)).output
+            said = (await guest.run(f"chroot /host {GLIO} 1 2>&1", check=False, timeout=120)).output
             assert "failed: pixel" in said
             assert "the 3D renderer has ended (signal SIGKILL)" in served.log
             await guest.run("echo 2D goes on >/dev/tty1")
             await guest.reboot()
-            await mounted(guest)
-            await drawn(guest, control, tmp_path, program)
+            await mounted(guest, program)
+            await drawn(guest, control, tmp_path)
