@@ -330,9 +330,7 @@ def _compared(cell: Cell, peer: str, base: str | None) -> str:
 
 def as_json(cells: Sequence[Cell], rounds: int) -> dict[str, Any]:
     """As `make bench` writes it: `vhost bench compare` and `plot` read it."""
-    kept = [
-        {"results": {name: [asdict(run) for run in runs] for name, runs in cell.results.items()}} for cell in cells
-    ]
+    kept = [{"results": {name: [asdict(run) for run in runs] for name, runs in cell.results.items()}} for cell in cells]
     return {"machine": machine(), "device": "blk", "rounds": rounds, "cells": kept}
 
 

@@ -114,6 +114,7 @@ def set_owner(_state: SessionState, _message: Message) -> Plan:
 
 def reset_owner(state: SessionState, _message: Message) -> Plan:
     """RESET_OWNER (deprecated): disables all rings, as the specification recommends."""
+
     def done(_result: object) -> None:
         for ring in state.rings:
             ring.enable = False

@@ -15,7 +15,6 @@ async def sheltered_nursery() -> AsyncIterator[trio.Nursery]:
     So a block that is cancelled can still drain what its tasks do. A task that fails cancels the block, as usual.
     """
     async with trio.open_nursery() as outer:
-
         inner: trio.Nursery | None = None
 
         async def shelter(*, task_status: trio.TaskStatus[None]) -> None:

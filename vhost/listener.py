@@ -137,8 +137,9 @@ def adopt(fd: int) -> trio.socket.SocketType:
         sock = socket.socket(fileno=fd)
     except OSError as error:
         what = "is not open" if error.errno == errno.EBADF else "is not a socket"
-        raise SocketError(f"file descriptor {fd} {what}; pass a listening or connected Unix socket", error.errno or 0) \
-            from error
+        raise SocketError(
+            f"file descriptor {fd} {what}; pass a listening or connected Unix socket", error.errno or 0
+        ) from error
     if sock.family != socket.AF_UNIX or sock.type != socket.SOCK_STREAM:
         sock.detach()
         raise SocketError(f"file descriptor {fd} is not a Unix stream socket", errno.EINVAL)

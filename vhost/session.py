@@ -197,9 +197,7 @@ _TABLE: Final[dict[int, _Entry]] = {
     _F.SET_DEVICE_STATE_FD: _Entry(device_.set_device_state_fd, _P.DEVICE_STATE, _state_error),
     _F.CHECK_DEVICE_STATE: _Entry(device_.check_device_state, _P.DEVICE_STATE, _one),
     _F.GET_SHMEM_CONFIG: _Entry(device_.get_shmem_config, _P.SHMEM, _IGNORE),
-    _F.GET_VRING_BASE_SKIP_DRAIN: _Entry(
-        rings_.get_vring_base_skip_drain, _P.GET_VRING_BASE_SKIP_DRAIN, _IGNORE
-    ),
+    _F.GET_VRING_BASE_SKIP_DRAIN: _Entry(rings_.get_vring_base_skip_drain, _P.GET_VRING_BASE_SKIP_DRAIN, _IGNORE),
 }
 """Facts about each request, from which dispatch and refusal are derived."""
 

@@ -142,9 +142,7 @@ _CODECS: Final[dict[Kind, _Codec]] = {
     Kind.NONE: _Codec(lambda _data: None, (0,)),
     Kind.U64: _Codec(_plain(_U64, int, "value"), (8,)),
     Kind.VRING_STATE: _Codec(_plain(_VRING_STATE, VringState, "index", "num"), (8,)),
-    Kind.VRING_ADDR: _Codec(
-        _plain(_VRING_ADDR, VringAddr, "index", "flags", "desc", "used", "avail", "log"), (40,)
-    ),
+    Kind.VRING_ADDR: _Codec(_plain(_VRING_ADDR, VringAddr, "index", "flags", "desc", "used", "avail", "log"), (40,)),
     Kind.VRING_FD: _Codec(lambda data: VringFd.from_u64(_U64.parse(data).value), (8,)),
     Kind.MEM_TABLE: _Codec(_mem_table, smallest=8),
     Kind.MEM_REGION: _Codec(lambda data: _region(_SINGLE_REGION.parse(data).region), (40,)),
@@ -159,9 +157,7 @@ _CODECS: Final[dict[Kind, _Codec]] = {
     Kind.SHMEM_CONFIG: _Codec(
         lambda data: ShmemConfig(tuple(_SHMEM_CONFIG.parse(data).sizes)), (8 + 8 * SHMEM_REGIONS,)
     ),
-    Kind.SHMEM_MAP: _Codec(
-        _plain(_SHMEM_MAP, ShmemMap, "shmid", "fd_offset", "shm_offset", "length", "flags"), (40,)
-    ),
+    Kind.SHMEM_MAP: _Codec(_plain(_SHMEM_MAP, ShmemMap, "shmid", "fd_offset", "shm_offset", "length", "flags"), (40,)),
     Kind.HOST_NOTIFIER: _Codec(_host_notifier, (24,)),
     Kind.RAW: _Codec(bytes),
 }

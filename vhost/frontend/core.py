@@ -54,10 +54,7 @@ Target = str | os.PathLike[str] | socket.socket | int
 """A path to connect to, or a connected socket (or its descriptor), which is taken over."""
 
 RING_FEATURES = (
-    VirtioFeature.INDIRECT_DESC
-    | VirtioFeature.EVENT_IDX
-    | VirtioFeature.VERSION_1
-    | VirtioFeature.PROTOCOL_FEATURES
+    VirtioFeature.INDIRECT_DESC | VirtioFeature.EVENT_IDX | VirtioFeature.VERSION_1 | VirtioFeature.PROTOCOL_FEATURES
 )
 """What `start` asks for beside the device's own bits, unless told otherwise; RING_PACKED only on request."""
 

@@ -181,4 +181,3 @@ def channel_pair() -> tuple[trio.socket.SocketType, socket.socket]:
     ours, theirs = socket.socketpair()
     ours.setblocking(False)
     return trio.socket.from_stdlib_socket(ours), theirs
-

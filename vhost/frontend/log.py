@@ -25,9 +25,7 @@ class DirtyLog:
 
     def pages(self) -> set[int]:
         """Numbers of the dirty pages."""
-        return {
-            8 * at + bit for at, byte in enumerate(self._map[:]) if byte for bit in range(8) if byte >> bit & 1
-        }
+        return {8 * at + bit for at, byte in enumerate(self._map[:]) if byte for bit in range(8) if byte >> bit & 1}
 
     def is_dirty(self, gpa: int, size: int = 1) -> bool:
         """True if every page of the range is marked."""
