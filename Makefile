@@ -4,7 +4,7 @@ PY := .venv/bin/python
 PYTEST := .venv/bin/pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test test-fast test-guest lint types check asan stress fuzz bench dist clean distclean
+.PHONY: help build demo test test-fast test-guest test-long lint types check asan stress fuzz bench dist clean distclean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -24,9 +24,13 @@ test-fast: ## the tests that boot nothing
 	@tools/setup test
 	@$(PYTEST) -q -m "not guest"
 
-test-guest: ## only the tests that boot QEMU and User-mode Linux
+test-guest: ## all tests that boot QEMU and User-mode Linux
 	@tools/setup test
 	@$(PYTEST) -q -m guest
+
+test-long: ## combinations of guests, rings and QEMUs that `make test` leaves out
+	@tools/setup test
+	@$(PYTEST) -q -m long
 
 lint: ## ruff
 	@tools/setup build

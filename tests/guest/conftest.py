@@ -9,6 +9,27 @@ import pytest
 from guestlib import AssetError, Qemu, backports_qemu, system_qemu
 from guestlib.checks import make_image
 
+#: further combinations of what other tests of the same file show; for `make test-long`
+_LONG = frozenset(
+    {
+        "test_disk[split-1]",
+        "test_disk[packed-4]",
+        "test_disk[backports-split-4]",
+        "test_reboot_under_a_kernel[split]",
+        "test_virtual_iommu[packed]",
+        "test_virtual_iommu[backports-split]",
+        "test_memory_plugged_in_under_io[split]",
+        "test_migration[backports-postcopy]",
+        "test_fio[qemu-file]",
+    }
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.name in _LONG:
+            item.add_marker(pytest.mark.long)
+
 
 @pytest.fixture
 def image(tmp_path: Path) -> Path:
