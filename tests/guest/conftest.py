@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from guestlib import AssetError, Qemu, backports_qemu, system_qemu
+from guestlib import AssetError, Kernel, Qemu, backports_qemu, debian_display_kernel, system_qemu
 from guestlib.checks import make_image
 
 #: further combinations of what other tests of the same file show; for `make test-long`
@@ -44,6 +44,15 @@ def qemu(request: pytest.FixtureRequest) -> Qemu:
         return system_qemu()
     try:
         return backports_qemu()
+    except AssetError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture
+def kernel() -> Kernel:
+    """A kernel with drivers for displays and input."""
+    try:
+        return debian_display_kernel()
     except AssetError as error:
         pytest.skip(str(error))
 

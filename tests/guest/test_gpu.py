@@ -10,7 +10,6 @@ import pytest
 import trio
 from gpurig import driver
 from guestlib import (
-    AssetError,
     Backend,
     Kernel,
     Qemu,
@@ -18,24 +17,14 @@ from guestlib import (
     QemuGuest,
     VhostGpu,
     boot_qemu,
-    debian_display_kernel,
     vhost,
 )
-from guestlib.backends import vhost_program
+from guestlib.backends import ctl
 from PIL import Image
 
 pytestmark = [pytest.mark.guest, pytest.mark.timeout(180)]
 
 _numbers = itertools.count()
-
-
-@pytest.fixture
-def kernel() -> Kernel:
-    """A kernel with a driver for displays."""
-    try:
-        return debian_display_kernel()
-    except AssetError as error:
-        pytest.skip(str(error))
 
 
 class Display:
@@ -48,8 +37,7 @@ class Display:
 
     async def ctl(self, *words: str) -> str:
         """``vhost ctl``."""
-        command = [vhost_program(), "ctl", "--socket", str(self.control), "--json", *words]
-        return (await trio.run_process(command, capture_stdout=True)).stdout.decode()
+        return await ctl(self.control, *words)
 
     async def until(self, scanout: int, **wanted: object) -> None:
         """Wait until a scanout is said to be so."""

@@ -20,11 +20,10 @@ from guestlib import (
     VhostFs,
     VhostGpu,
     boot_qemu,
-    debian_display_kernel,
     vhost,
 )
 from guestlib.assets import glio
-from guestlib.backends import vhost_program
+from guestlib.backends import ctl
 from guestlib.fs import host_root, mount, vhost_fs
 from PIL import Image
 
@@ -33,15 +32,6 @@ pytestmark = [pytest.mark.guest, pytest.mark.timeout(300)]
 SIZE = (640, 480)
 GLIO = "/tmp/glio"  # of the guest
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
-
-
-@pytest.fixture
-def kernel() -> Kernel:
-    """A kernel with a driver for displays."""
-    try:
-        return debian_display_kernel()
-    except AssetError as error:
-        pytest.skip(str(error))
 
 
 @pytest.fixture
@@ -54,12 +44,6 @@ def program() -> Path:
         return glio()
     except AssetError as error:
         pytest.skip(str(error))
-
-
-async def ctl(control: Path, *words: str) -> str:
-    """``vhost ctl``."""
-    command = [vhost_program(), "ctl", "--socket", str(control), "--json", *words]
-    return (await trio.run_process(command, capture_stdout=True)).stdout.decode()
 
 
 async def shot(control: Path, folder: Path) -> Image.Image:

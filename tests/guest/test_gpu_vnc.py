@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 import trio
 from guestlib import (
-    AssetError,
     Backend,
     Kernel,
     Qemu,
@@ -19,10 +18,9 @@ from guestlib import (
     QemuGuest,
     VhostGpu,
     boot_qemu,
-    debian_display_kernel,
     vhost,
 )
-from guestlib.backends import vhost_program
+from guestlib.backends import ctl
 from PIL import Image
 from weblib import browser
 
@@ -31,20 +29,7 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-headless-s
 SIZE = (800, 600)
 KEY, ABS = 1, 3
 
-
-@pytest.fixture
-def kernel() -> Kernel:
-    """A kernel with drivers for displays and input."""
-    pytest.importorskip("devices.gpu.vnc", reason="built without libvncserver (Debian: libvncserver-dev)")
-    try:
-        return debian_display_kernel()
-    except AssetError as error:
-        pytest.skip(str(error))
-
-
-async def ctl(control: Path, *words: str) -> str:
-    command = [vhost_program(), "ctl", "--socket", str(control), "--json", *words]
-    return (await trio.run_process(command, capture_stdout=True)).stdout.decode()
+pytest.importorskip("devices.gpu.vnc", reason="built without libvncserver (Debian: libvncserver-dev)")
 
 
 async def picture(control: Path, folder: Path) -> bytes:

@@ -8,6 +8,8 @@ import sys
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
+import trio
+
 from guestlib.process import GuestError, Proc, listening, started, until
 
 
@@ -35,6 +37,12 @@ class Backend:
 def vhost_program() -> Path:
     """The ``vhost`` command beside the running Python."""
     return Path(sys.executable).with_name("vhost")
+
+
+async def ctl(control: Path, *words: str) -> str:
+    """``vhost ctl --json``; what it prints."""
+    command = [str(vhost_program()), "ctl", "--socket", str(control), "--json", *words]
+    return (await trio.run_process(command, capture_stdout=True)).stdout.decode()
 
 
 @contextlib.asynccontextmanager
