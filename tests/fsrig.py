@@ -545,7 +545,7 @@ async def guest(
         yield mount
 
 
-_OF_FS = ("tag", "request_queues", "queue_size", "workers")
+_OF_FS = ("tag", "request_queues", "queue_size", "workers", "notifications")
 
 
 @asynccontextmanager

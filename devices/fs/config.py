@@ -134,6 +134,7 @@ def check_tag(tag: str) -> bytes:
     return raw
 
 
-def pack_config(tag: str, request_queues: int) -> bytes:
-    """The 40 bytes of the configuration space."""
-    return _LAYOUT.pack(tag.encode(), request_queues)
+def pack_config(tag: str, request_queues: int, notify_buffer: int | None = None) -> bytes:
+    """The configuration space: 40 bytes, 44 with the bytes that buffers of the notification queue have at least."""
+    fixed = _LAYOUT.pack(tag.encode(), request_queues)
+    return fixed if notify_buffer is None else fixed + notify_buffer.to_bytes(4, "little")

@@ -9,8 +9,9 @@ import trio
 
 import ring
 from devices.fs._fs import ffi, lib
-from devices.fs.config import InitFlag, check_tag, pack_config
+from devices.fs.config import FsFeature, InitFlag, check_tag, pack_config
 from devices.fs.filesystem import Filesystem
+from devices.fs.notices import BUFFER_BYTES, Notices
 from devices.fs.server import NativeServer, Server
 from devices.fs.serving import PythonServer
 from devices.fs.stats import FsStats
@@ -26,6 +27,8 @@ __all__ = ["Fs"]
 
 #: entries of the queue for FORGET and INTERRUPT
 _HIPRIO = 0
+#: where the driver agreed to it; else the first one for requests
+_NOTIFICATIONS = 1
 
 
 class _Queue:
@@ -56,9 +59,10 @@ class Fs(Device):
         tag: by which the guest mounts it, 1 to 36 bytes; QEMU and cloud-hypervisor have their own option.
         request_queues: 1 to 64.
         queue_size: largest size of a queue, entries; the front-end chooses.
+        notifications: offer a queue for what the guest is told without having asked (`Filesystem.notify_inode` …).
 
     Raises:
-        ValueError: an argument out of range.
+        ValueError: an argument out of range; notifications of what is no `Filesystem`.
     """
 
     device_id: ClassVar[int] = 26
@@ -66,7 +70,13 @@ class Fs(Device):
     backend_type: ClassVar[str] = "fs"
 
     def __init__(
-        self, server: Server | Filesystem, *, tag: str = "vhost", request_queues: int = 1, queue_size: int = 1024
+        self,
+        server: Server | Filesystem,
+        *,
+        tag: str = "vhost",
+        request_queues: int = 1,
+        queue_size: int = 1024,
+        notifications: bool = False,
     ) -> None:
         check_tag(tag)
         if not 1 <= request_queues <= 64:
@@ -76,7 +86,12 @@ class Fs(Device):
         self.server = PythonServer(server) if isinstance(server, Filesystem) else server
         self.tag = tag
         self.request_queues = request_queues
-        self.queue_sizes = (queue_size,) * (1 + request_queues)
+        self._notices: Notices | None = None
+        if notifications:
+            if not isinstance(self.server, PythonServer):
+                raise ValueError(f"{self.server.description} has no notifications; file systems in Python have")
+            self._notices = self.server.notices
+        self.queue_sizes = (queue_size,) * (1 + notifications + request_queues)
         self._queues: set[_Queue] = set()
         self._past = FsStats()
         self._gone = False
@@ -124,8 +139,18 @@ class Fs(Device):
         return self.server.shmem_sizes
 
     def config(self) -> bytes:
-        """The configuration space: tag and number of request queues."""
-        return pack_config(self.tag, self.request_queues)
+        """The configuration space: tag, number of request queues, size of buffers for notifications."""
+        return pack_config(self.tag, self.request_queues, None if self._notices is None else BUFFER_BYTES)
+
+    @property
+    def features(self) -> int:
+        """As `vhost.Device.features`."""
+        return 0 if self._notices is None else FsFeature.NOTIFICATION
+
+    def features_acked(self, features: int) -> None:
+        """As `vhost.Device.features_acked`."""
+        if self._notices is not None:
+            self._notices.agreed = bool(features & FsFeature.NOTIFICATION)
 
     # Life-cycle
 
@@ -152,7 +177,10 @@ class Fs(Device):
         """As `vhost.Device.run`."""
         self.server.queue_starts()
         self._ran = True
-        await self.server.run(queue)
+        if self._notices is not None and self._notices.agreed and queue.index == _NOTIFICATIONS:
+            await self._notices.run(queue)
+        else:
+            await self.server.run(queue)
 
     async def background(self) -> None:
         """As `vhost.Device.background`."""
@@ -171,6 +199,8 @@ class Fs(Device):
         super().detach(link)
         if self.server.keeps and not self._ran:
             return  # whoever only looked did not come for what is kept
+        if self._notices is not None:
+            self._notices.agreed = False
         self._gone = True
         self._ending = self.server.keeps and link.ending
         if isinstance(self.server, NativeServer) and self.server.is_open:

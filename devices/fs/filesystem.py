@@ -31,7 +31,10 @@ import stat
 from collections.abc import Iterable
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any, ClassVar, NewType
+from typing import Any, ClassVar, NewType, Protocol
+from weakref import WeakSet
+
+from devices.fs import notices
 
 __all__ = [
     "ROOT",
@@ -236,6 +239,17 @@ _NOBODY = Caller()
 _caller: ContextVar[Caller] = ContextVar("caller", default=_NOBODY)
 
 
+class Guest(Protocol):
+    """Somebody who has a file system mounted."""
+
+    def tell(self, inode: int, messages: Iterable[bytes]) -> bool:
+        """Send notifications if it knows `inode` and takes them."""
+
+
+#: whose request the task works on, who knows what it brings about
+_guest: ContextVar[Guest | None] = ContextVar("guest", default=None)
+
+
 def caller() -> Caller:
     """Who the request is from that this task works on."""
     return _caller.get()
@@ -429,11 +443,41 @@ class Filesystem:
     def unlock(self, inode: Inode, owner: LockOwner) -> None:
         """All locks of `owner` on `inode` end: the file was closed, or its guest is gone."""
 
+    # Called, not overridden: what has changed behind the guests' backs. All are told that know the file and take
+    # notifications (`Fs(…, notifications=True)`, and a driver that can), but for the one whose request the task works
+    # on. They return how many that are. In the event loop's thread; they do not wait.
+
+    def notify_inode(self, inode: Inode, offset: int = 0, length: int = 0) -> int:
+        """Attributes of `inode` and `length` bytes of its content (0: to the end; negative offset: none) are new."""
+        return self._notify(inode, (notices.inval_inode(inode, offset, length),))
+
+    def notify_entry(self, parent: Inode, name: str) -> int:
+        """`name` in folder `parent` is something else now."""
+        return self._notify(parent, (notices.inval_entry(parent, name),))
+
+    def notify_delete(self, parent: Inode, inode: Inode, name: str) -> int:
+        """`name` in folder `parent`, which was `inode`, is gone: who watches it there hears of it."""
+        return self._notify(parent, (notices.delete(parent, inode, name),))
+
+    def notify_store(self, inode: Inode, offset: int, data: bytes) -> int:
+        """`data` is what `inode` holds at `offset`: guests may keep it as if they had read it."""
+        return self._notify(inode, tuple(notices.store(inode, offset, data)))
+
+    def _notify(self, inode: Inode, messages: Iterable[bytes]) -> int:
+        mine = _guest.get()
+        return sum(guest.tell(inode, messages) for guest in tuple(self._guests) if guest is not mine)
+
+    @property
+    def _guests(self) -> WeakSet[Guest]:
+        """Those who have it mounted, or may: there is no constructor that a subclass had to call."""
+        known: WeakSet[Guest] = vars(self).setdefault("_guests_of_it", WeakSet())
+        return known
+
 
 Filesystem.METHODS = tuple(
     name
     for name, value in vars(Filesystem).items()
-    if callable(value) and not name.startswith("_") and name != "overrides"
+    if callable(value) and not name.startswith(("_", "notify_")) and name != "overrides"
 )
 
 

@@ -48,6 +48,10 @@ class Inodes:
         """Inodes the guest knows, the root aside."""
         return len(self._counts)
 
+    def __contains__(self, inode: int) -> bool:
+        """The guest knows it."""
+        return inode == ROOT or inode in self._counts
+
     def enter(self, inode: int) -> Inode:
         """A request begins to use `inode`. Raises: OSError: ESTALE."""
         if inode == ROOT:

@@ -25,6 +25,8 @@ OPTIONS = (
     Option("filesystem", "text", "a file system in Python instead of a folder: the class's MODULE:NAME",
            metavar="CLASS"),
     Option("argument", "texts", "what that class is made with, in order", metavar="TEXT"),
+    Option("notifications", "flag", "tell guests whose drivers have a queue for it what that class says has changed",
+           False),
     # the device
     Option("tag", "text", "by which the guest mounts it; QEMU and cloud-hypervisor have their own option", "vhost",
            metavar="TAG"),
@@ -62,6 +64,7 @@ def _device(server: Server, values: Mapping[str, Any]) -> Fs:
             tag=values["tag"],
             request_queues=values["num_request_queues"],
             queue_size=values["queue_size"],
+            notifications=values["notifications"],
         )
     except ValueError as exc:
         raise ConfigError(str(exc)) from exc

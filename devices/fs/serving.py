@@ -14,7 +14,7 @@ import errno
 import itertools
 import logging
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -22,8 +22,9 @@ import trio
 
 from devices.fs._fs import ffi, lib
 from devices.fs.config import InitFlag, Opcode
-from devices.fs.filesystem import Caller, FileHandle, Filesystem, Inode, LockOwner, _caller
+from devices.fs.filesystem import Caller, FileHandle, Filesystem, Inode, LockOwner, _caller, _guest
 from devices.fs.known import Handle, Handles, Inodes
+from devices.fs.notices import Notices
 from devices.fs.requests import OPERATIONS, Operation, Reply, forget, release, releasedir
 from devices.fs.server import Server
 from vhost import Metric
@@ -75,6 +76,8 @@ class PythonServer(Server):
         self.has = frozenset(name for name in fs.METHODS if fs.overrides(name))
         self.inodes = Inodes(fs)
         self.handles = Handles(fs)
+        self.notices = Notices()
+        fs._guests.add(self)
         self._concurrency = concurrency
         self._guest = next(_guests)
         #: by opcode: answered, and of them with an error; 0: opcodes that nobody knows
@@ -97,8 +100,17 @@ class PythonServer(Server):
     def forget_guest(self) -> None:
         """The guest is gone, or starts anew: locks end, files are closed, inodes forgotten."""
         lib.fs_py_reset(self.ptr)
+        self.notices.clear()
         self.handles.clear()
         self.inodes.clear()
+
+    def tell(self, inode: int, messages: Iterable[bytes]) -> bool:
+        """As `Guest.tell`."""
+        if not self.notices.agreed or inode not in self.inodes:
+            return False
+        for message in messages:
+            self.notices.add(message)
+        return True
 
     async def run(self, queue: ring.Virtqueue) -> None:
         """As `Server.run`. What is unanswered when the queue has stopped is cancelled.
@@ -119,13 +131,20 @@ class PythonServer(Server):
 
     def info(self) -> dict[str, Any]:
         """As `Server.info`."""
-        return {**super().info(), "methods": sorted(self.has), "inodes": len(self.inodes), "handles": len(self.handles)}
+        found = {"methods": sorted(self.has), "inodes": len(self.inodes), "handles": len(self.handles)}
+        if self.notices.agreed:
+            found["notifications"] = {name: getattr(self.notices, name) for name in ("sent", "lost", "short")}
+        return {**super().info(), **found}
 
     def metrics(self) -> Iterator[Metric]:
         """As `Server.metrics`."""
         yield Metric("fs_mounted", "gauge", "1 while a guest has it mounted.", lib.fs_py_ready(self.ptr))
         yield Metric("fs_inodes", "gauge", "Inodes that the guest knows.", len(self.inodes))
         yield Metric("fs_handles", "gauge", "Files and folders that the guest has open.", len(self.handles))
+        if self.notices.agreed:
+            told = self.notices
+            yield Metric("fs_notifications_total", "counter", "Messages that the guest was sent.", told.sent)
+            yield Metric("fs_notifications_lost_total", "counter", "Messages dropped: it took none.", told.lost)
         for opcode, number in tuple(self.requests.items()):
             label = {"op": Opcode(opcode).name.lower() if opcode in _OPCODES else "unknown"}
             yield Metric("fs_requests_total", "counter", "Requests answered.", number, label)
@@ -305,6 +324,7 @@ class _Work:
     async def _answer(self, slot: _Slot, operation: Operation) -> Reply:
         server, q = self._server, slot.q
         _caller.set(Caller(q.uid, q.gid, q.pid, q.umask))
+        _guest.set(server)
         try:
             inode = server.inodes.enter(q.nodeid)
             try:
