@@ -151,10 +151,12 @@ class _Lib:
         """void(*)(struct fs_server *, struct pass_stats *)"""
     def pass_keep_again(self, _0: CData, /) -> None:
         """void(*)(struct fs_server *)"""
+    def pass_keep_deleted(self, _0: CData, _1: CData, _2: int, /) -> int:
+        """uint32_t(*)(struct fs_server *, int *, uint32_t)"""
     def pass_keep_end(self, _0: CData, /) -> int:
         """int(*)(struct fs_server *)"""
-    def pass_keep_load(self, _0: CData, _1: int, _2: CData, /) -> int:
-        """int(*)(struct fs_server *, int, struct pass_state *)"""
+    def pass_keep_load(self, _0: CData, _1: int, _2: CData, _3: int, _4: CData, /) -> int:
+        """int(*)(struct fs_server *, int, int *, uint32_t, struct pass_state *)"""
     def pass_new(self, _0: CData, _1: CData, /) -> CData:
         """struct fs_server *(*)(struct pass_options *, int *)"""
     def pass_state_free(self, _0: CData, /) -> None:

@@ -6,12 +6,14 @@ import errno
 import fcntl
 import logging
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import trio
 
 from devices.fs._fs import ffi, lib
+from devices.fs.fdstore import FdStore
 
 __all__ = [
     "MovedState",
@@ -28,6 +30,8 @@ log = logging.getLogger(__name__)
 
 #: how a state file begins
 _MAGIC = b"vhkkeep1"
+#: descriptors given away
+_MOST_KEPT = 4096
 
 
 class StateFileError(Exception):
@@ -164,13 +168,16 @@ def open_state_file(path: str) -> int:
     return fd
 
 
-def revive(server: Any, path: str, *, description: str) -> MovedState | None:
+def revive(server: Any, path: str, *, description: str, kept: Sequence[int] = ()) -> MovedState | None:
     """Take over what the process before left in the server's state file; None: nothing. It is used from now on.
 
     What cannot be taken over is said in the log: the guest has to mount again.
+
+    Args:
+        kept: descriptors of files that have no name any more; they stay the caller's.
     """
     report = ffi.new("struct pass_state *")
-    done = int(lib.pass_keep_load(server, 1, report))
+    done = int(lib.pass_keep_load(server, 1, ffi.new("int[]", list(kept)), len(kept), report))
     if done == 0:
         return None
     if done > 0:
@@ -185,8 +192,15 @@ def revive(server: Any, path: str, *, description: str) -> MovedState | None:
     return None
 
 
-def keep(server: Any) -> None:
-    """The process ends: write down what the guest knows, and let go of its locks."""
+def keep(server: Any, store: FdStore | None) -> None:
+    """The process ends: write down what the guest knows, let go of its locks, save what only descriptors lead to."""
     failed = -int(lib.pass_keep_end(server))
     if failed:
         log.warning("paths are missing in the state file (%s): files without handles are lost", os.strerror(failed))
+    room = ffi.new("int[]", _MOST_KEPT)
+    number = int(lib.pass_keep_deleted(server, room, _MOST_KEPT))
+    if not number:
+        return
+    given = 0 if store is None else store.put(list(room[0 : min(number, _MOST_KEPT)]))
+    if given < number:
+        log.warning("%d files that the guest has open and deleted are lost with this process", number - given)

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from devices.fs import migration as moving
 from devices.fs._fs import ffi, lib
+from devices.fs.fdstore import FdStore
 from devices.fs.idmap import IdTranslation
 from devices.fs.server import NativeServer
 from devices.fs.window import UNIT
@@ -143,7 +144,8 @@ class Passthrough(NativeServer):
             1 MiB and more; "always": all. Host and guest then look at the same pages.
         dax_window: bytes of that window, a multiple of 2 MiB.
         state_file: holds what the guest knows, has open and has locked, for the process after this one; best on a
-            tmpfs. Files that have no handle survive a clean end only.
+            tmpfs. Files that have no handle survive a clean end only; deleted ones where a service manager keeps
+            their descriptors (`FdStore`).
         threads: most threads for requests that may wait, 1 to 256.
 
     Raises:
@@ -223,10 +225,22 @@ class Passthrough(NativeServer):
         self.handles_note: str | None = None
         self.keeps = state_file is not None
         super().__init__(self._start(opt, inode_file_handles, None if state_file is None else os.fspath(state_file)))
-        if self.keeps:
-            self.revived = moving.revive(self.ptr, os.fspath(state_file or ""), description=self.description)
+        self._store: FdStore | None = None
+        if state_file is not None:
+            self._revive(os.fspath(state_file))
         if threads is not None:
             self.set_threads(threads)
+
+    def _revive(self, state_file: str) -> None:
+        self._store = FdStore.of(state_file)
+        kept = self._store.taken() if self._store is not None else []
+        try:
+            self.revived = moving.revive(self.ptr, state_file, description=self.description, kept=kept)
+        finally:
+            for fd in kept:
+                os.close(fd)
+        if kept and self._store is not None:
+            self._store.drop()
 
     def _start(self, opt: Any, handles: Handles, state_file: str | None) -> Any:
         opt.root_fd = _open_folder(self.path)
@@ -285,12 +299,14 @@ class Passthrough(NativeServer):
         """As `Server.keep`. The locks are let go of, until a queue runs again."""
         if self.is_open and self.keeps:
             self._moving = True
-            moving.keep(self.ptr)
+            moving.keep(self.ptr, self._store)
 
     def queue_starts(self) -> None:
         """As `Server.queue_starts`."""
         if self._moving:
             lib.pass_keep_again(self.ptr)
+            if self._store is not None:
+                self._store.drop()
             self._moving = False
             moving.resume(self.ptr)
 
@@ -298,6 +314,13 @@ class Passthrough(NativeServer):
         """As `Server.reset`."""
         self._moving = False
         super().reset()
+
+    def close(self) -> None:
+        """As `Server.close`."""
+        super().close()
+        store: FdStore | None = getattr(self, "_store", None)
+        if store is not None:
+            store.close()
 
     @property
     def stats(self) -> PassthroughStats:

@@ -163,6 +163,24 @@ void pass_keep_session(struct fs_server *server)
 	__atomic_store_n(&head->minor, server->minor, __ATOMIC_RELEASE);
 }
 
+uint32_t pass_keep_deleted(struct fs_server *server, int *fds, uint32_t room)
+{
+	struct pass *fs = pass_of(server);
+	uint32_t i, nr = 0;
+	struct stat st;
+
+	for (i = pass_table_next(&fs->files, 1); i; i = pass_table_next(&fs->files, i + 1)) {
+		const struct pass_file *file = pass_table_slot(&fs->files, i);
+
+		if (!atomic_load(&file->open) || fstat(file->fd, &st) < 0 || st.st_nlink)
+			continue;
+		if (nr < room)
+			fds[nr] = file->fd;
+		nr++;
+	}
+	return nr;
+}
+
 /* --- locks ------------------------------------------------------------------------------------------------------ */
 
 static void forget_notes(struct pass *fs, const struct lock_owner *owner, uint32_t nr)

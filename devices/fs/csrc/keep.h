@@ -10,10 +10,16 @@
 /* cffi:begin */
 /*
  * No queue runs yet: take over what the process before left in the file of pass_options.keep_fd, @handles as in
- * pass_state_load(). 1: there was something, @report says what; 0: nothing; -EPROTO: it is of another version of this
- * program; else as pass_state_load(): nothing was taken over. From now on the file is about this process.
+ * pass_state_load(). What has no name any more can also be one of the @nr descriptors at @fds, the caller's. 1: there was
+ * something, @report says what; 0: nothing; -EPROTO: it is of another version of this program; else as pass_state_load():
+ * nothing was taken over. From now on the file is about this process.
  */
-int pass_keep_load(struct fs_server *server, int handles, struct pass_state *report);
+int pass_keep_load(struct fs_server *server, int handles, const int *fds, uint32_t nr, struct pass_state *report);
+/*
+ * No queue runs: descriptors of what the guest has open and nobody can open again, for it has no name any more; they stay
+ * the server's. The first @room go to @fds; returns how many there are.
+ */
+uint32_t pass_keep_deleted(struct fs_server *server, int *fds, uint32_t room);
 /* The process ends, no queue runs: write down what only a clean end can (paths), and let go of the locks. 0, -errno. */
 int pass_keep_end(struct fs_server *server);
 /* It goes on after all: what was written down is no longer true. */

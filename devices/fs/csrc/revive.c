@@ -163,7 +163,8 @@ static int revive_clean(struct old *o)
 	return 0;
 }
 
-static int revive(struct pass *fs, struct old *o, struct keep_head *head, int handles, struct pass_state *report)
+static int revive(struct pass *fs, struct old *o, struct keep_head *head, const struct state_means *means,
+		  struct pass_state *report)
 {
 	int rc;
 
@@ -180,12 +181,13 @@ static int revive(struct pass *fs, struct old *o, struct keep_head *head, int ha
 	if (!rc && o->to.failed)
 		rc = -ENOMEM;
 	if (!rc)
-		rc = pass_state_load(&fs->server, o->to.bytes, o->to.len, handles, report);
+		rc = state_load(&fs->server, o->to.bytes, o->to.len, means, report);
 	return rc ? rc : 1;
 }
 
-int pass_keep_load(struct fs_server *server, int handles, struct pass_state *report)
+int pass_keep_load(struct fs_server *server, int handles, const int *fds, uint32_t nr, struct pass_state *report)
 {
+	struct state_means means = { .handles = handles != 0, .fds = fds, .nr = nr };
 	struct pass *fs = pass_of(server);
 	struct keep_head *head = malloc(sizeof(*head));
 	struct old o = { .keep = fs->keep, .chunk = malloc(KEEP_STRIDE) };
@@ -193,7 +195,7 @@ int pass_keep_load(struct fs_server *server, int handles, struct pass_state *rep
 
 	memset(report, 0, sizeof(*report));
 	if (head && o.chunk)
-		rc = o.keep->old ? revive(fs, &o, head, handles, report) : 0;
+		rc = o.keep->old ? revive(fs, &o, head, &means, report) : 0;
 	free(head);
 	free(o.chunk);
 	free(o.to.bytes);

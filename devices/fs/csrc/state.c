@@ -261,7 +261,7 @@ struct reader {
 	struct pass *fs;
 	const uint8_t *bytes;
 	size_t len, at;
-	bool handles;
+	const struct state_means *means;
 	bool same_fs;			/* both sides look at one file system: inode numbers mean the same */
 	struct pass_state *report;
 };
@@ -309,12 +309,28 @@ static int open_by_handle(const struct reader *r, const struct inode_record *in,
 	} u;
 	const struct pass_mount *mount = &r->fs->mounts[r->fs->root_mount];
 
-	if (!r->handles || !r->same_fs || !in->in_root || !in->handle_len || mount->fd < 0)
+	if (!r->means->handles || !r->same_fs || !in->in_root || !in->handle_len || mount->fd < 0)
 		return -1;
 	u.h.handle_bytes = in->handle_len;
 	u.h.handle_type = in->handle_type;
 	memcpy(u.h.f_handle, handle, in->handle_len);
 	return open_by_handle_at(mount->fd, &u.h, O_PATH | O_NOFOLLOW | O_CLOEXEC);
+}
+
+/* A copy of a descriptor that somebody kept for us; -1: none is of that file. */
+static int find_kept(const struct reader *r, const struct inode_record *in, struct statx *stx)
+{
+	uint64_t dev = r->fs->mounts[r->fs->root_mount].dev;
+	uint32_t i;
+
+	if (!r->same_fs || !in->in_root)
+		return -1;
+	/* another process had another mount of the same file system */
+	for (i = 0; i < r->means->nr; i++)
+		if (pass_statx(r->means->fds[i], NULL, stx) == 0 && same_inode(r, in, stx) &&
+		    dev == ((uint64_t)stx->stx_dev_major << 32 | stx->stx_dev_minor))
+			return fcntl(r->means->fds[i], F_DUPFD_CLOEXEC, 0);
+	return -1;
 }
 
 /* The inode where it is now; -1: it is not. */
@@ -334,7 +350,7 @@ static int find_inode(const struct reader *r, const struct inode_record *in, con
 			return fd;
 		close(fd);
 	}
-	return -1;
+	return find_kept(r, in, stx);
 }
 
 static int read_inode(struct reader *r, uint32_t len)
@@ -496,8 +512,16 @@ static int read_records(struct reader *r)
 int pass_state_load(struct fs_server *server, const uint8_t *bytes, uint64_t len, int handles,
 		    struct pass_state *report)
 {
+	struct state_means means = { .handles = handles != 0 };
+
+	return state_load(server, bytes, len, &means, report);
+}
+
+int state_load(struct fs_server *server, const uint8_t *bytes, uint64_t len, const struct state_means *means,
+	       struct pass_state *report)
+{
 	struct reader r = {
-		.fs = pass_of(server), .bytes = bytes, .len = len, .handles = handles != 0, .report = report,
+		.fs = pass_of(server), .bytes = bytes, .len = len, .means = means, .report = report,
 	};
 	int rc;
 

@@ -76,6 +76,17 @@ struct state_bytes {
 	bool failed;
 };
 
+/* How files are found that have no path. */
+struct state_means {
+	bool handles;			/* by their handles */
+	const int *fds;			/* among these descriptors, the caller's */
+	uint32_t nr;
+};
+
+/* As pass_state_load(). */
+int state_load(struct fs_server *server, const uint8_t *bytes, uint64_t len, const struct state_means *means,
+	       struct pass_state *report);
+
 void state_put(struct state_bytes *to, const void *from, size_t len);
 /* What comes before the @len bytes of a record, and what fills them up behind. */
 void state_put_record(struct state_bytes *to, uint32_t kind, size_t len);
