@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import stat
@@ -13,7 +14,9 @@ from pathlib import Path
 import peerlib
 import pytest
 import trio
-from fsrig import ROOT, Mount, guest
+from fsrig import ROOT, Mount, guest, is_locked
+
+from devices.fs.config import Opcode
 
 VHOST = str(Path(sys.executable).with_name("vhost"))
 
@@ -34,6 +37,8 @@ def vhost(*args: object) -> subprocess.CompletedProcess[str]:
         (["--filesystem", "no_such_module:X"], "cannot be imported"),
         (["--filesystem", "os:nothing"], "module os has no nothing"),
         (["--filesystem", "pathlib:Path"], "is no devices.fs.Filesystem"),
+        (["--shared-dir", "/tmp", "--notifications"], "has no notifications; file systems in Python have"),
+        (["--shared-dir", "/tmp", "--dax", "always", "--state-file", "/tmp/s"], "a state file cannot bring them back"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -110,7 +115,7 @@ async def test_a_folder_and_a_file_system_in_python() -> None:
             assert all(entry["help"] for entry in help_.values()), "every method says what it does"
 
 
-async def use_everything(mount: Mount, node: int) -> None:
+async def use_everything(mount: Mount, node: int, *, as_others: bool = os.geteuid() == 0) -> None:
     """System calls of all kinds pass the filter, and what stays of the privileges is enough."""
     sub = await mount.mkdir(ROOT, "sub", umask=0o022)
     await mount.setxattr(node, "user.name", b"value")
@@ -129,7 +134,7 @@ async def use_everything(mount: Mount, node: int) -> None:
     assert (await mount.statfs())[5] > 0
     await mount.unlink(sub.nodeid, "hard")
     await mount.rmdir(ROOT, "sub")
-    if os.geteuid() == 0:
+    if as_others:
         made, _ = await mount.create(ROOT, "theirs", uid=31001, gid=31001)
         assert (made.attr.uid, made.attr.gid) == (31001, 31001)
         assert (await mount.setattr(node, uid=31001, gid=31002)).uid == 31001
@@ -149,3 +154,32 @@ async def test_the_usual_sandbox_serves() -> None:
                 assert (await mount.getattr(entry.nodeid)).size == 100_000
                 await use_everything(mount, entry.nodeid)
         assert (here / "shared/file").stat().st_size == 100_000
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root changes its root folder, and who it is")
+@pytest.mark.parametrize(
+    ("args", "user"),
+    [(["--sandbox", "chroot", "--seccomp", "kill"], 0), (["--seccomp", "kill"], 31003), (["--sandbox", "none"], 31003)],
+    ids=["chroot, kill", "no privileges, kill", "no privileges, no sandbox"],
+)
+async def test_other_sandboxes_serve(args: list[str], user: int) -> None:
+    """Where a system call that was not thought of ends the process; and as a user without privileges."""
+    with peerlib.short_folder() as here:
+        here.chmod(0o777)
+        (here / "shared").mkdir()
+        (here / "shared").chmod(0o777)
+        os.chown(here / "shared", user, user)
+        command = [VHOST, "fs", "--socket-path", str(here / "s"), "--shared-dir", str(here / "shared"), *args]
+        if user:
+            command = ["setpriv", f"--reuid={user}", f"--regid={user}", "--clear-groups", *command]
+        with peerlib.running(command, here / "s", here / "log"):
+            async with guest(str(here / "s"), queues=2) as mount:
+                entry, fh = await mount.create(ROOT, "file")
+                assert await mount.write(entry.nodeid, fh, bytes(100_000)) == 100_000
+                await mount.fsync(entry.nodeid, fh)
+                args_ = mount.lock_args(fh, 7, fcntl.F_WRLCK, 0, 9)
+                await mount.ask(Opcode.SETLK, entry.nodeid, args_, room=0)
+                assert is_locked(here / "shared/file")
+                await use_everything(mount, entry.nodeid, as_others=not user)
+                found, _ = await mount.create(ROOT, "theirs, too", uid=31001, gid=31001)
+                assert found.attr.uid == (user or 31001)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trio
 
 from devices.fs import Passthrough
 from devices.fs.config import InitFlag, Opcode
@@ -397,6 +398,30 @@ async def test_attributes_are_changed(tmp_path: Path) -> None:
         path.unlink()
         assert (await mount.setattr(node, fh=fh, size=3)).size == 3
         assert (await mount.getattr(node, fh)).nlink == 0
+
+
+async def test_statx(tmp_path: Path) -> None:
+    """All that Linux asks for since 6.6: the time of birth among it."""
+    path = tmp_path / "file"
+    path.write_bytes(bytes(100_000))
+    os.mkfifo(tmp_path / "fifo")
+    async with folder(tmp_path) as mount:
+        for name_ in ("file", "fifo"):
+            node = (await mount.lookup(ROOT, name_)).nodeid
+            reply = await mount.ask(Opcode.STATX, node, struct.pack("<IIQII", 0, 0, 0, 0, 0xFFF), room=288)
+            mask, blksize, _, nlink, uid, gid, mode, ino, size, blocks, _ = struct.unpack_from(
+                "<IIQIIIHxxQQQQ", reply, 32
+            )
+            *times, major, minor = struct.unpack_from("<qIxxxxqIxxxxqIxxxxqIxxxxII", reply, 96)
+            st = (tmp_path / name_).lstat()
+            assert (nlink, uid, gid, mode) == (st.st_nlink, st.st_uid, st.st_gid, st.st_mode)
+            assert (ino, size, blocks, blksize) == (st.st_ino, st.st_size, st.st_blocks, st.st_blksize)
+            assert (major, minor) == (0, 0)
+            command = ["stat", "-c", "%.9X %.9W %.9Z %.9Y", str(tmp_path / name_)]
+            said = (await trio.run_process(command, capture_stdout=True)).stdout.decode()
+            seconds = [f"{times[at]}.{times[at + 1]:09}" for at in range(0, 8, 2)]
+            assert mask & 0x7FF == 0x7FF
+            assert seconds == said.split() or not mask & 0x800
 
 
 @needs_root
