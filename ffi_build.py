@@ -177,6 +177,8 @@ def modules() -> list[str]:
         found.append("ffi_build.py:gpu_vnc")
     elif os.environ.get("VHOST_WITH_VNC") == "1":
         raise SystemExit("VHOST_WITH_VNC=1 but pkg-config finds no libvncserver 0.9.13; install libvncserver-dev")
+    if pkg_config("xkbcommon", "--atleast-version=1.0") is not None:
+        found.append("ffi_build.py:input_xkb")
     if (ROOT / "devices/net/csrc/net.h").exists():
         found.append("ffi_build.py:net")
         if (ROOT / "devices/net/csrc/load.h").exists():
@@ -316,6 +318,12 @@ def gpu_vnc() -> FFI:
     """A display's VNC clients; needs libvncserver."""
     folder = "devices/gpu/vnc/csrc"
     return extension("devices.gpu._vnc", [f"{folder}/vnc.h"], sources(folder, "vnc.c"), libraries=["vncserver"])
+
+
+def input_xkb() -> FFI:
+    """Keyboard layouts; needs libxkbcommon."""
+    folder = "devices/input/csrc"
+    return extension("devices.input._xkb", [f"{folder}/xkb.h"], sources(folder, "xkb.c"), libraries=["xkbcommon"])
 
 
 def net_load() -> FFI:

@@ -24,8 +24,8 @@ class Desk:
         self.news.set()
         self.news = trio.Event()
 
-    def keysym(self, number: int, down: bool) -> None:
-        self._note("key", number, down)
+    def keysym(self, number: int, down: bool, *, place: int = 0) -> None:
+        self._note("key", number, down, *([place] if place else []))
 
     def name_key(self, name: str, down: bool) -> None:
         self._note("name", name, down)

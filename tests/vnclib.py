@@ -10,7 +10,7 @@ from pathlib import Path
 
 import trio
 
-RAW, DESKTOP_SIZE, CURSOR, EXTENDED_SIZE = 0, -223, -239, -308
+RAW, DESKTOP_SIZE, CURSOR, EXTENDED_SIZE, PLACES = 0, -223, -239, -308, -258
 BGRX = struct.pack(">4B3H3B3x", 32, 24, 0, 1, 255, 255, 255, 16, 8, 0)
 
 
@@ -32,6 +32,7 @@ class Client:
         self.pixels = bytearray()
         self.cursor: tuple[int, int, int, int, bytes] | None = None
         self.results: list[tuple[int, int]] = []  # reason and status of sizes
+        self.places = False  # of keys are to be told
 
     async def exactly(self, size: int) -> bytes:
         data = b""
@@ -105,6 +106,9 @@ class Client:
     async def key(self, keysym: int, down: bool) -> None:
         await self.send("BBxxI", 4, down, keysym)
 
+    async def place(self, keysym: int, scancode: int, down: bool) -> None:
+        await self.send("BBHII", 255, 0, down, keysym, scancode)
+
     async def point(self, x: int, y: int, buttons: int = 0) -> None:
         await self.send("BBHH", 5, buttons, x, y)
 
@@ -125,6 +129,8 @@ class Client:
                 image = await self.exactly(width * height * 4)
                 await self.exactly((width + 7) // 8 * height)
                 self.cursor = (x, y, width, height, image)
+            elif kind == PLACES:
+                self.places = True
             else:
                 assert kind in (DESKTOP_SIZE, EXTENDED_SIZE)
                 if kind == EXTENDED_SIZE:

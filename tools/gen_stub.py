@@ -26,6 +26,7 @@ MODULES = (
     "devices.gpu.render._virgl",
     "devices.gpu._vnc",
     "devices.gpu._load",
+    "devices.input._xkb",
     "devices.net._net",
     "devices.net._load",
     "devices.net._slirp",

@@ -20,8 +20,12 @@ _AXIS_MAX: Final = 32767
 class Sink(Protocol):
     """An input device, as viewers see it. What it does not have it leaves out."""
 
-    def keysym(self, number: int, down: bool) -> None:
-        """A key by what it writes, as X11 numbers that."""
+    def keysym(self, number: int, down: bool, *, place: int = 0) -> None:
+        """A key by what it writes, as X11 numbers that.
+
+        Args:
+            place: its XT scancode, where that is known, which counts then; bit 7 stands for e0 before it.
+        """
 
     def name_key(self, name: str, down: bool) -> None:
         """A key by its place, as browsers name that (KeyboardEvent.code)."""
@@ -64,10 +68,10 @@ class Seat:
                 raise VhostError(f"input: {getattr(found, 'name', found)} is no input device")
             self.add(found)
 
-    def keysym(self, number: int, down: bool) -> None:
+    def keysym(self, number: int, down: bool, *, place: int = 0) -> None:
         """As `Sink.keysym`."""
         for sink in self.sinks:
-            sink.keysym(number, down)
+            sink.keysym(number, down, place=place)
 
     def name_key(self, name: str, down: bool) -> None:
         """As `Sink.name_key`."""

@@ -28,6 +28,8 @@ __all__ = ["OPTIONS", "companions", "open_viewers"]
 _LOG: Final = logging.getLogger("vhost.gpu")
 _VNC_PORT: Final = 5900
 _PASSWORD_MAX: Final = 8
+#: options that a display's input devices have, too
+_OF_COMPANIONS: Final = ("keyboard", "sandbox", "seccomp")
 
 OPTIONS: Final = (
     Option("vnc", "texts", "show a scanout over VNC: :N, HOST:PORT or unix:PATH; ,scanout=N", metavar="ADDRESS"),
@@ -40,6 +42,13 @@ OPTIONS: Final = (
         "texts",
         "serve a virtio-input device beside it for what viewers type: one is keyboard and tablet, two are one each",
         metavar="PATH",
+    ),
+    Option(
+        "keyboard",
+        "text",
+        "the guest's layout, for --input-socket: us, de, gb, de(nodeadkeys), …",
+        "us",
+        metavar="LAYOUT",
     ),
     Option("input", "texts", "input devices of this process, by name, for what viewers type", metavar="NAME"),
 )
@@ -57,7 +66,8 @@ def companions(values: Mapping[str, Any]) -> Sequence[Companion]:
     kinds = ("combined",) if len(paths) < 2 else ("keyboard", "tablet")
     names = ("input",) if len(paths) < 2 else kinds
     return [
-        Companion("input", name, path, {"kind": kind}) for name, path, kind in zip(names, paths, kinds, strict=False)
+        Companion("input", name, path, {"kind": kind} | {option: values[option] for option in _OF_COMPANIONS})
+        for name, path, kind in zip(names, paths, kinds, strict=False)
     ]
 
 

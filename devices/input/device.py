@@ -11,12 +11,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 import trio
 
 import ring
-from devices.input.keys import BUTTONS, CODES, KEYSYMS, LAST_KEY, SHIFT, strokes
+from devices.input.keys import AMERICAN, BUTTONS, CODES, LAST_KEY, SCANCODES, SHIFT, Layout
 from vhost import Device, Metric
 from vhost.constants import ProtocolFeature
 from vhost.device import Link
 from vhost.errors import VhostError
-from vhost.sandbox.confinement import Confinement
 
 if TYPE_CHECKING:
     from vhost.sandbox import Confinement
@@ -34,6 +33,8 @@ _AXIS: Final = struct.Struct("<5I")
 _BUS_VIRTUAL: Final = 6
 #: events that wait for a guest which does not read; a burst of typing is a tenth of it
 _WAITING_MAX: Final = 4096
+#: characters; each takes six keys pressed or let go at most, and a SYN for each of these
+_TEXT_MAX: Final = _WAITING_MAX // 12
 _SYN: Final = (0, 0, 0)
 _LEDS: Final = ("num", "caps", "scroll")
 _KEYBOARD_KEYS: Final = 0xFF
@@ -104,6 +105,7 @@ class Input(Device):
         kind: what the guest sees.
         label: its name in the guest, at most 128 bytes of UTF-8.
         serial: likewise.
+        layout: of the guest's keyboard, for what is told by what it writes (`devices.input.layouts.layout_of`).
 
     Raises:
         ValueError: too long.
@@ -113,9 +115,13 @@ class Input(Device):
     name: ClassVar[str] = "input"
     backend_type: ClassVar[str] = "input"
     queue_sizes: Sequence[int] = (64, 64)
+    confinement: Confinement | None = None
 
-    def __init__(self, kind: Kind | str = Kind.COMBINED, *, label: str = "", serial: str = "") -> None:
+    def __init__(
+        self, kind: Kind | str = Kind.COMBINED, *, label: str = "", serial: str = "", layout: Layout = AMERICAN
+    ) -> None:
         self.kind = Kind(kind)
+        self.layout = layout
         self._able = _abilities(self.kind)
         texts = {_Ask.NAME: label or f"vhostkit {self.kind}", _Ask.SERIAL: serial}
         self._texts = {ask: text.encode() for ask, text in texts.items()}
@@ -161,11 +167,6 @@ class Input(Device):
         if select == _Ask.IDS:
             return _IDS.pack(_BUS_VIRTUAL, 0x0627, list(Kind).index(self.kind) + 1, 1)
         return next((text for ask, text in self._texts.items() if ask == select), b"")
-
-    @property
-    def confinement(self) -> Confinement:
-        """It needs nothing of the host once it is served."""
-        return Confinement()
 
     # Life-cycle
 
@@ -270,10 +271,15 @@ class Input(Device):
         if name in CODES:
             self.key(CODES[name], down)
 
-    def keysym(self, number: int, down: bool) -> None:
-        """A key by what it writes in X11; unknown ones are left out."""
-        if number in KEYSYMS:
-            self.key(KEYSYMS[number], down)
+    def keysym(self, number: int, down: bool, *, place: int = 0) -> None:
+        """A key by what it writes in X11; unknown ones are left out.
+
+        Args:
+            place: its XT scancode (bit 7: e0 is before it), which counts where it is known; 0: it is not.
+        """
+        code = SCANCODES.get(place) or self.layout.keysyms.get(number)
+        if code is not None:
+            self.key(code, down)
 
     def point(self, x: int, y: int, buttons: int) -> None:
         """The pointer is at a place, and buttons are held.
@@ -336,15 +342,19 @@ class Input(Device):
             self.key(code, False)
 
     def _type(self, text: str) -> None:
-        """Type text on an American keyboard."""
-        wanted = strokes(text)
-        if len(wanted) * 8 > _WAITING_MAX:
-            raise InputError(f"{len(wanted)} characters at once are too many; type at most {_WAITING_MAX // 8}")
+        """Type text, on a keyboard of the guest's layout."""
+        try:
+            wanted = self.layout.strokes(text)
+        except ValueError as exc:
+            raise InputError(str(exc)) from exc
+        if len(wanted) > _TEXT_MAX:
+            raise InputError(f"{len(wanted)} characters at once are too many; type at most {_TEXT_MAX}")
         self._able_to(_Type.KEY, SHIFT, "keys")
-        for code, shift in wanted:
-            events = [(SHIFT, 1), (code, 1), (code, 0), (SHIFT, 0)]
-            for each, value in events if shift else events[1:3]:
-                self.key(each, bool(value))
+        for code, held in wanted:
+            for each in (*held, code):
+                self.key(each, True)
+            for each in (code, *reversed(held)):
+                self.key(each, False)
 
     def _move(self, x: int, y: int) -> None:
         """Move the pointer: 0 to 32767 from edge to edge; a mouse: by so many steps."""

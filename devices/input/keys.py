@@ -1,19 +1,21 @@
 """Keys: their numbers in Linux, and how browsers, X11 and plain text call them.
 
-Spec: linux/input-event-codes.h; W3C UI Events KeyboardEvent code Values; X11 keysymdef.h. Where a name says what a key
-writes (keysyms, text) the guest is taken to have the American layout, as QEMU's own displays do.
+Spec: linux/input-event-codes.h; W3C UI Events KeyboardEvent code Values; X11 keysymdef.h. What a key writes (keysyms,
+text) depends on the guest's layout; the American one is here, others are libxkbcommon's (`devices.input.layouts`).
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Final
 
-__all__ = ["BUTTONS", "CODES", "KEYSYMS", "LAST_KEY", "strokes"]
+__all__ = ["ALT_GR", "AMERICAN", "BUTTONS", "CODES", "LAST_KEY", "NAMED", "SCANCODES", "SHIFT", "Layout", "Stroke"]
 
 LAST_KEY: Final = 0x2FF
 #: BTN_LEFT and its like
 BUTTONS: Final = {"left": 0x110, "right": 0x111, "middle": 0x112, "side": 0x113, "extra": 0x114}
 SHIFT: Final = 42
+ALT_GR: Final = 100
 
 #: by KeyboardEvent.code
 CODES: Final[dict[str, int]] = {
@@ -98,21 +100,23 @@ CODES: Final[dict[str, int]] = {
     **{f"F{n}": 170 + n for n in range(13, 25)},
 }
 
+#: by XT scancode; bit 7 stands for e0 before it, as in RFB's QEMU extended key events
+SCANCODES: Final[dict[int, int]] = {
+    **{code: code for code in (*range(0x01, 0x54), 0x56, 0x57, 0x58)},
+    0x54: 99, 0x55: 186, 0x59: 117, 0x5A: 190, 0x5D: 183, 0x5E: 184, 0x5F: 185, 0x6D: 193, 0x6F: 194, 0x70: 93,
+    0x71: 123, 0x72: 122, 0x73: 89, 0x74: 191, 0x76: 85, 0x77: 91, 0x78: 90, 0x79: 92, 0x7B: 94, 0x7D: 124, 0x7E: 121,
+    0x83: 187, 0x84: 189, 0x90: 165, 0x99: 163, 0x9C: 96, 0x9D: 97, 0xA0: 113, 0xA1: 140, 0xA2: 164, 0xA4: 166,
+    0xAE: 114, 0xB0: 115, 0xB2: 172, 0xB5: 98, 0xB7: 99, 0xB8: 100, 0xC6: 119, 0xC7: 102, 0xC8: 103, 0xC9: 104,
+    0xCB: 105, 0xCD: 106, 0xCF: 107, 0xD0: 108, 0xD1: 109, 0xD2: 110, 0xD3: 111, 0xDB: 125, 0xDC: 126, 0xDD: 127,
+    0xDE: 116, 0xDF: 142, 0xE3: 143, 0xE5: 217, 0xE6: 156, 0xE7: 173, 0xE8: 128, 0xE9: 159, 0xEA: 158, 0xEB: 157,
+    0xEC: 155, 0xED: 226, 0xF7: 188, 0xF9: 192,
+}  # fmt: skip
+
 _PLAIN: Final = "`1234567890-=qwertyuiop[]\\asdfghjkl;'zxcvbnm,./"
 _SHIFTED: Final = '~!@#$%^&*()_+QWERTYUIOP{}|ASDFGHJKL:"ZXCVBNM<>?'
 _ORDER: Final = (41, *range(2, 14), *range(16, 28), 43, *range(30, 41), *range(44, 54))
-#: character -> key, whether shift is held
-_STROKES: Final[dict[str, tuple[int, bool]]] = {
-    **{char: (key, False) for char, key in zip(_PLAIN, _ORDER, strict=True)},
-    **{char: (key, True) for char, key in zip(_SHIFTED, _ORDER, strict=True)},
-    " ": (57, False),
-    "\n": (28, False),
-    "\t": (15, False),
-}
-
-#: by X11's number
-KEYSYMS: Final[dict[int, int]] = {
-    **{ord(char): key for char, (key, _) in _STROKES.items() if char >= " "},
+#: by X11's number: keys that are called the same in every layout
+NAMED: Final[dict[int, int]] = {
     **{0xFFBD + n: CODES[f"F{n}"] for n in range(1, 25)},
     **{0xFFB0 + n: CODES[f"Numpad{n}"] for n in range(10)},
     **{
@@ -135,14 +139,41 @@ KEYSYMS: Final[dict[int, int]] = {
     },
 }  # fmt: skip
 
+#: a key, and those that are held meanwhile
+Stroke = tuple[int, tuple[int, ...]]
 
-def strokes(text: str) -> list[tuple[int, bool]]:
-    """The keys that write `text`, and whether shift is held.
 
-    Raises:
-        ValueError: a character that no key writes.
+class Layout:
+    """Which keys write what.
+
+    Args:
+        name: what users call it.
+        strokes: what writes a character.
+        keysyms: X11's numbers of what keys write; those of `NAMED` need not be among them.
     """
-    for char in text:
-        if char not in _STROKES:
-            raise ValueError(f"{char!r} is on no key of the American layout")
-    return [_STROKES[char] for char in text]
+
+    def __init__(self, name: str, strokes: Mapping[str, Stroke], keysyms: Mapping[int, int]) -> None:
+        self.name = name
+        self._strokes = {**strokes, "\n": (CODES["Enter"], ()), "\t": (CODES["Tab"], ())}
+        self.keysyms = {**keysyms, **NAMED}
+
+    def strokes(self, text: str) -> list[Stroke]:
+        """What writes `text`.
+
+        Raises:
+            ValueError: a character that no key writes.
+        """
+        for char in text:
+            if char not in self._strokes:
+                raise ValueError(f"{char!r} is on no key of the layout {self.name}")
+        return [self._strokes[char] for char in text]
+
+
+def _american() -> Layout:
+    strokes: dict[str, Stroke] = {" ": (CODES["Space"], ())}
+    strokes |= {char: (key, ()) for char, key in zip(_PLAIN, _ORDER, strict=True)}
+    strokes |= {char: (key, (SHIFT,)) for char, key in zip(_SHIFTED, _ORDER, strict=True)}
+    return Layout("us", strokes, {ord(char): key for char, (key, _) in strokes.items()})
+
+
+AMERICAN: Final = _american()

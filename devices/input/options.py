@@ -7,8 +7,10 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from devices.input.device import Input, Kind
+from devices.input.layouts import layout_of
 from vhost.device import Device
 from vhost.plugin import ConfigError, DeviceType, Option
+from vhost.sandbox import options as confine
 
 __all__ = ["OPTIONS", "TYPE", "open_input"]
 
@@ -22,7 +24,10 @@ OPTIONS = (
     ),
     Option("label", "text", "its name in the guest", metavar="TEXT"),
     Option("serial", "text", "its serial number in the guest", metavar="TEXT"),
-)
+    Option("keyboard", "text", "the guest's layout, for what is typed by what it writes: us, de, gb, de(nodeadkeys), …",
+           "us", metavar="LAYOUT"),
+    *confine.OPTIONS,
+)  # fmt: skip
 
 
 @asynccontextmanager
@@ -33,9 +38,14 @@ async def open_input(values: Mapping[str, Any]) -> AsyncIterator[Device]:
         ConfigError: the user can mend it.
     """
     try:
-        device = Input(values["kind"], label=values["label"] or "", serial=values["serial"] or "")
+        layout = layout_of(values["keyboard"])
+    except ValueError as exc:
+        raise ConfigError(f"keyboard: {exc}") from exc
+    try:
+        device = Input(values["kind"], label=values["label"] or "", serial=values["serial"] or "", layout=layout)
     except ValueError as exc:
         raise ConfigError(str(exc)) from exc
+    device.confinement = confine.confinement_of(values)
     yield device
 
 

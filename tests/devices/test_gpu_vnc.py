@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes.util
 import socket
 import struct
 import sys
@@ -23,7 +24,7 @@ from vhost.errors import VhostError
 from vhost.plugin import ConfigError
 
 pytest.importorskip("devices.gpu.vnc", reason="built without libvncserver (Debian: libvncserver-dev)")
-from vnclib import CURSOR, DESKTOP_SIZE, EXTENDED_SIZE, RAW, Client, Closed, Refused, client
+from vnclib import CURSOR, DESKTOP_SIZE, EXTENDED_SIZE, PLACES, RAW, Client, Closed, Refused, client
 
 SIDE = 64
 GRADIENT = bytes(v for y in range(SIDE) for x in range(SIDE) for v in (x * 4, y * 4, 128, 255))
@@ -159,6 +160,72 @@ async def test_keys_and_pointer(tmp_path: Path) -> None:
         await desk.until(("release",))
 
 
+async def test_places_of_keys(tmp_path: Path) -> None:
+    """Clients that know of QEMU's extended key events say which key it is."""
+    desk = Desk()
+    async with shown(at(tmp_path)) as (gpu, _):
+        gpu.seat.add(desk)
+        async with client(tmp_path / "vnc") as viewer:
+            await viewer.encodings(RAW, PLACES, DESKTOP_SIZE)
+            with trio.fail_after(10):
+                assert await viewer.update() == []
+            assert viewer.places
+            await viewer.place(ord("z"), 0x15, True)
+            await viewer.place(0xFFE4, 0x9D, True)
+            await viewer.key(ord("a"), True)
+            await desk.until(("key", ord("a"), True))
+            assert desk.seen == [("key", ord("z"), True, 0x15), ("key", 0xFFE4, True, 0x9D), ("key", ord("a"), True)]
+            await viewer.encodings(RAW, PLACES)  # who forgets what was said at each is told at each
+            with trio.fail_after(10):
+                assert await viewer.update() == []
+            await viewer.send("BBHII", 255, 1, 0, 0, 0)  # sound, which nobody has offered
+            with pytest.raises(Closed):
+                await viewer.exactly(1)
+        async with client(tmp_path / "vnc") as viewer:
+            await viewer.place(ord("z"), 0x15, True)
+            with pytest.raises(Closed):
+                await viewer.exactly(1)
+
+
+async def test_libvncclient(tmp_path: Path) -> None:
+    """Another implementation, with its own idea of how places of keys are asked for and told."""
+    library = ctypes.util.find_library("vncclient")
+    if library is None:
+        pytest.skip("needs libvncclient (Debian: libvncclient1)")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    desk = Desk()
+    async with shown({"vnc": (f"127.0.0.1:{port}",)}) as (gpu, guest):
+        gpu.seat.add(desk)
+        await guest.paint(0, 1, SIDE, SIDE, GRADIENT)
+        words = [sys.executable, "-c", LIBVNCCLIENT, library, f"127.0.0.1:{port}"]
+        with trio.fail_after(30):
+            done = await trio.run_process(words, capture_stdout=True, capture_stderr=True, check=False)
+        assert done.returncode == 0, done.stderr.decode()
+        await desk.until(("key", ord("y"), False, 0x2C))
+        assert ("key", ord("y"), True, 0x2C) in desk.seen
+
+
+#: types the key right of the left Shift, which writes y on a German keyboard
+LIBVNCCLIENT = """
+import ctypes, sys
+lib = ctypes.CDLL(sys.argv[1])
+lib.rfbGetClient.restype = ctypes.c_void_p
+made = ctypes.c_void_p(lib.rfbGetClient(8, 3, 4))
+words = (ctypes.c_char_p * 2)(b"client", sys.argv[2].encode())
+assert lib.rfbInitClient(made, ctypes.byref(ctypes.c_int(2)), words), "not let in"
+for down in (1, 0):
+    for _ in range(100):
+        if lib.SendExtendedKeyEvent(made, ord("y"), 0x2C, down):
+            break
+        assert lib.WaitForMessage(made, 100000) < 1 or lib.HandleRFBServerMessage(made)
+    else:
+        raise SystemExit("the server does not say that it takes places of keys")
+lib.rfbClientCleanup(made)
+"""
+
+
 async def test_password(tmp_path: Path) -> None:
     secret = tmp_path / "secret"
     secret.write_text("openup\n")
@@ -250,6 +317,8 @@ HOSTILE = [
     b"\x08\x00",  # scaling
     b"\x0b" + b"\xff" * 12,  # chat
     b"\xfa" + bytes(3),
+    b"\xff\x00" + b"\xff" * 10,  # places of keys
+    b"\xff\x01" + bytes(10),
     b"\xff" * 100,
     b"\x02\x00\xff\xff" + b"\xff" * 1000,  # encodings that end
     b"\x00\0\0\0" + struct.pack(">4B3H3B3x", 7, 99, 1, 1, 0, 0, 0, 99, 99, 99),

@@ -220,6 +220,17 @@ async def test_in_a_browser(tmp_path: Path) -> None:
         place = (100 * 32767 // 1279, 50 * 32767 // 799)
         for event in (("name", "KeyQ", True), ("name", "KeyQ", False), ("point", *place, 1), ("point", *place, 0)):
             await desk.until(event)
+        await it.do("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(tmp_path / "saved"))
+        await it.evaluate("document.getElementById('shot').click()")
+        with trio.fail_after(30):
+            while not (tmp_path / "saved" / "screen.png").exists():
+                await trio.sleep(0.05)
+        with Image.open(tmp_path / "saved" / "screen.png") as image:
+            assert image.convert("RGB").tobytes() == rgb(gpu)
+        await it.evaluate("document.getElementById('keys').click()")
+        for name in ("ControlLeft", "AltLeft", "Delete"):
+            await desk.until(("name", name, True))
+        await desk.until(("name", "ControlLeft", False))
         await it.evaluate("document.getElementById('fit').click()")
         with trio.fail_after(10):
             while gpu.modes[0] == Mode(1280, 800):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import struct
 import tempfile
@@ -18,7 +19,9 @@ from guestlib.backends import vhost_program
 import vhost
 from devices.input import Input, InputError
 from devices.input.device import AXIS_MAX
-from devices.input.keys import CODES, KEYSYMS, strokes
+from devices.input.keys import ALT_GR, AMERICAN, CODES, SCANCODES
+from devices.input.layouts import layout_of
+from vhost.control import call
 from vhost.frontend import Frontend
 
 KEY, REL, ABS, LED = 1, 2, 3, 17
@@ -174,11 +177,62 @@ async def test_buffers_of_other_sizes() -> None:
 
 def test_every_printable_character_has_a_key() -> None:
     printable = "".join(map(chr, range(0x20, 0x7F)))
-    assert len(strokes(printable)) == len(printable)
-    assert {KEYSYMS[ord(char)] for char in printable} <= set(CODES.values())
-    assert strokes("aA") == [(A, False), (A, True)]
+    assert len(AMERICAN.strokes(printable)) == len(printable)
+    assert {AMERICAN.keysyms[ord(char)] for char in printable} <= set(CODES.values())
+    assert AMERICAN.strokes("aA") == [(A, ()), (A, (SHIFT,))]
     with pytest.raises(ValueError, match="'ß' is on no key"):
-        strokes("ß")
+        AMERICAN.strokes("ß")
+
+
+def test_scancodes() -> None:
+    assert max(SCANCODES) < 0x100
+    assert len(set(SCANCODES.values())) == len(SCANCODES) - 1, "one key has two: it is another one with Alt"
+    there = set(SCANCODES.values())
+    assert [name for name, code in CODES.items() if code not in there] == []
+    for scancode, name in ((0x1E, "KeyA"), (0x9D, "ControlRight"), (0xC8, "ArrowUp"), (0x56, "IntlBackslash")):
+        assert SCANCODES[scancode] == CODES[name]
+
+
+@pytest.fixture
+def layouts() -> None:
+    pytest.importorskip("devices.input._xkb", reason="built without libxkbcommon (Debian: libxkbcommon-dev)")
+    if not Path("/usr/share/X11/xkb/symbols/de").exists():
+        pytest.skip("no keyboard layouts (Debian: xkb-data)")
+
+
+@pytest.mark.usefixtures("layouts")
+def test_layouts() -> None:
+    german = layout_of("de")
+    assert german.strokes("zß@Ä<\n") == [(21, ()), (12, ()), (16, (ALT_GR,)), (40, (SHIFT,)), (86, ()), (28, ())]
+    assert [german.keysyms[sym] for sym in (ord("y"), 0xDF, 0xFE03, 0xFFBE)] == [44, 12, ALT_GR, 59]
+    printable = "".join(chr(code) for code in range(0x20, 0x7F) if chr(code) not in "^`~'\"")  # which are dead keys
+    for name in ("de(nodeadkeys)", "en-gb", "fr", "br", "ch(fr)"):
+        assert len(layout_of(name).strokes(printable)) == len(printable)
+    assert layout_of("de(nodeadkeys)").strokes("^") == [(41, ())]
+    assert layout_of("en-gb").strokes('"\\') == [(3, (SHIFT,)), (86, ())]
+    russian = layout_of("ru")
+    assert russian.strokes("ф") == [(A, ())]
+    assert russian.keysyms[0x6C6] == russian.keysyms[0x1000444] == A
+    assert layout_of("en-us") is layout_of("us") is AMERICAN
+    for name in ("klingon", "de(klingon)", "../de", "de\n", ""):
+        with pytest.raises(ValueError, match="layout"):
+            layout_of(name)
+
+
+@pytest.mark.usefixtures("layouts")
+async def test_typed_on_another_layout() -> None:
+    device = Input(layout=layout_of("de"))
+    async with seat(device) as driver:
+        device.controls()["type"](text="@")
+        device.keysym(ord("y"), True)
+        device.keysym(ord("y"), False, place=0x2C)
+        device.keysym(ord("y"), True, place=0x15)
+        device.keysym(ord("y"), False, place=0x7F)  # no such place: by what it writes
+        typed = [(await driver.group())[0] for _ in range(7)]
+        assert typed[:4] == [(KEY, ALT_GR, 1), (KEY, 16, 1), (KEY, 16, 0), (KEY, ALT_GR, 0)]
+        assert typed[4:] == [(KEY, 44, 1), (KEY, 44, 0), (KEY, 21, 1)]
+        with pytest.raises(InputError, match="'ф' is on no key of the layout de"):
+            device.controls()["type"](text="ф")
 
 
 def test_unheard() -> None:
@@ -200,11 +254,42 @@ async def test_command(tmp_path: Path) -> None:
         await fe.start(queues=2, size=16)
         driver = Driver(fe)
         command = [vhost_program(), "ctl", "--socket", str(control), "--json"]
-        for word in ("input.type text=A", "input.key key=ControlLeft+KeyC", "input.click"):
-            await trio.run_process([*command, *word.split()], capture_stdout=True)
+        await call(str(control), "input.type", {"text": "A"})
+        await call(str(control), "input.key", {"key": "ControlLeft+KeyC"})
+        await call(str(control), "input.click", {})
         typed = [(await driver.group())[0] for _ in range(10)]
         assert typed[:4] == [(KEY, SHIFT, 1), (KEY, A, 1), (KEY, A, 0), (KEY, SHIFT, 0)]
         assert typed[4:8] == [(KEY, 29, 1), (KEY, 46, 1), (KEY, 46, 0), (KEY, 29, 0)]
         assert typed[8:] == [(KEY, LEFT, 1), (KEY, LEFT, 0)]
         done = await trio.run_process([*command, "input.state"], capture_stdout=True)
         assert json.loads(done.stdout)["listening"] is True
+
+
+@pytest.mark.parametrize("more", [(), ("--sandbox", "none", "--seccomp", "none")], ids=["sealed", "as it is"])
+async def test_sandbox(tmp_path: Path, more: tuple[str, ...]) -> None:
+    sock = tmp_path / "s"
+    words = ["input", "--socket-path", str(sock), *more]
+    async with vhost_command(tmp_path, [sock], *words) as served, Frontend.connect(str(sock)) as fe:
+        await fe.start(queues=2, size=16)
+        status = Path(f"/proc/{served.proc.pid}/status").read_text()
+        assert ("Seccomp:\t2" in status) == (not more)
+        assert "warning" not in served.log
+
+
+async def test_hostile_guests(tmp_path: Path) -> None:
+    """Config space of any offset and length, lights and events of any kind, rings that make no sense."""
+    device = Input()
+    async with seat(device) as driver:
+        for select, subsel in itertools.product((0, 1, 2, 3, 0x10, 0x11, 0x12, 0x80, 0xFF), (0, 1, 2, 3, 17, 20, 0xFF)):
+            assert len(await driver.ask(select, subsel)) <= 128
+        for offset in (0, 1, 2, 8, 100, 135):
+            await driver.fe.set_config(offset, bytes([0xFF]) * (136 - offset))
+        values = -(1 << 31), -1, 1, (1 << 31) - 1
+        for kind, code, value in itertools.product((0, 1, 17, 0xFFFF), (0, 1, 0xFFFF), values):
+            await driver.fe.queues[1].request([struct.pack("<HHi", kind, code, value)])
+        assert device.lights <= {"num", "caps", "scroll"}
+        await driver.fe.queues[1].request([b"\xff" * 4096])
+        await driver.fe.queues[1].request([b"\x11", b"\0\0", b"\0", b"\1\0\0\0"])  # in pieces, as it may
+        assert "num" in device.lights
+        device.key(A, True)
+        assert await driver.group() == [(KEY, A, 1)]

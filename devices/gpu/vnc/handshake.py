@@ -17,6 +17,7 @@ from typing import Final
 import trio
 
 from devices.gpu._vnc import ffi, lib
+from devices.gpu.clients import ClientError
 
 __all__ = ["HandshakeError", "Security", "shake_hands"]
 
@@ -28,7 +29,7 @@ _FAILED: Final = 1
 _PENALTY: Final = 1.0
 
 
-class HandshakeError(Exception):
+class HandshakeError(ClientError):
     """The client is not let in: one sentence."""
 
 

@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any, Final
 import trio
 
 from devices.gpu._vnc import ffi, lib
+from devices.gpu.clients import serve_clients
 from devices.gpu.picture import Mode
 from devices.gpu.view import Cursor, Look, Rect, View
-from devices.gpu.vnc.handshake import HandshakeError, Security, shake_hands
+from devices.gpu.vnc.handshake import Security, shake_hands
 
 if TYPE_CHECKING:
     from devices.gpu.device import Gpu
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 __all__ = ["VncServer"]
 
 _LOG: Final = logging.getLogger("vhost.gpu")
-_CLIENTS_MAX: Final = 16
 _HANDSHAKE_SECONDS: Final = 20
 _EVENTS: Final = 64
 _RELAY_BYTES: Final = 64 << 10
@@ -51,38 +51,10 @@ class VncServer:
         self.scanout = scanout
         self._security = security
         self._where = where
-        self._slots = trio.CapacityLimiter(_CLIENTS_MAX)
 
     async def run(self) -> None:
         """Serve until cancelled."""
-        async with trio.open_nursery() as nursery:
-            while True:
-                try:
-                    sock, _ = await self._sock.accept()
-                except OSError as exc:
-                    _LOG.warning("vnc on %s: %s", self._where, exc.strerror)
-                    await trio.sleep(1)
-                    continue
-                nursery.start_soon(self._client, trio.SocketStream(sock))
-
-    async def _client(self, stream: trio.SocketStream) -> None:
-        try:
-            self._slots.acquire_on_behalf_of_nowait(stream)
-        except trio.WouldBlock:
-            _LOG.warning("vnc on %s: a client is refused: %d are there already", self._where, _CLIENTS_MAX)
-            await trio.aclose_forcefully(stream)
-            return
-        try:
-            async with stream:
-                await self._let_in(stream)
-        except* HandshakeError as group:
-            _LOG.warning("vnc on %s: a client is not let in: %s", self._where, group.exceptions[0])
-        except* (trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError, OSError) as group:
-            _LOG.info("vnc on %s: a client is gone: %s", self._where, group.exceptions[0])
-        except* Exception:  # others, and the guest, go on
-            _LOG.exception("vnc on %s: a client is let go", self._where)
-        finally:
-            self._slots.release_on_behalf_of(stream)
+        await serve_clients(self._sock, self._let_in, f"vnc on {self._where}")
 
     async def _let_in(self, stream: trio.SocketStream) -> None:
         with trio.fail_after(_HANDSHAKE_SECONDS):
@@ -188,7 +160,7 @@ class _Client:
         while count := lib.vnc_events(self._ptr, events, _EVENTS):
             for event in events[0:count]:
                 if event.kind == lib.VNC_KEY:
-                    self._gpu.seat.keysym(event.a, bool(event.b))
+                    self._gpu.seat.keysym(event.a, bool(event.b), place=event.c)
                 elif event.kind == lib.VNC_POINTER:
                     self._gpu.seat.point(self._scanout, event.a, event.b, event.c)
                 elif event.kind == lib.VNC_RESIZE:

@@ -27,6 +27,8 @@ from wsproto.events import (
 )
 from wsproto.utilities import LocalProtocolError, RemoteProtocolError
 
+from devices.gpu.clients import ClientError
+
 __all__ = ["Answer", "Asked", "Socket", "WebError", "answer", "read_request", "upgrade"]
 
 _READ: Final = 16 << 10
@@ -47,7 +49,7 @@ _HEADERS: Final = [
 ]
 
 
-class WebError(Exception):
+class WebError(ClientError):
     """The other side does not keep to HTTP or to our messages: one sentence."""
 
 

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import trio
 
+from devices.gpu.clients import serve_clients
 from devices.gpu.picture import Mode
 from devices.gpu.view import Cursor, Rect, View
 from devices.gpu.web.http import Answer, Socket, WebError, answer, read_request, upgrade
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
 __all__ = ["CURSOR", "DEFLATED", "HEADER", "RAW", "WebServer"]
 
 _LOG: Final = logging.getLogger("vhost.gpu")
-_CLIENTS_MAX: Final = 16
 _REQUEST_SECONDS: Final = 10
 #: kind, place, size; all that follows is data
 HEADER: Final = struct.Struct("<B3x4H")
@@ -76,39 +76,12 @@ class WebServer:
         self._sock = sock
         self._token = secrets.token_urlsafe(24)
         self.url: Final = f"http://{where}/{self._token}/"
-        self._slots = trio.CapacityLimiter(_CLIENTS_MAX)
         page = files("devices.gpu.web") / "page"
         self._files = {name: Answer(200, kind, (page / file).read_bytes()) for name, (file, kind) in _FILES.items()}
 
     async def run(self) -> None:
         """Serve until cancelled."""
-        async with trio.open_nursery() as nursery:
-            while True:
-                try:
-                    sock, _ = await self._sock.accept()
-                except OSError as exc:
-                    _LOG.warning("web page: %s", exc.strerror)
-                    await trio.sleep(1)
-                    continue
-                nursery.start_soon(self._client, trio.SocketStream(sock))
-
-    async def _client(self, stream: trio.SocketStream) -> None:
-        async with stream:
-            try:
-                self._slots.acquire_on_behalf_of_nowait(stream)
-            except trio.WouldBlock:
-                _LOG.warning("web page: a client is refused: %d are there already", _CLIENTS_MAX)
-                return
-            try:
-                await self._serve(stream)
-            except* WebError as group:
-                _LOG.warning("web page: a client is let go: %s", group.exceptions[0])
-            except* (trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError) as group:
-                _LOG.debug("web page: a client is gone: %s", group.exceptions[0])
-            except* Exception:  # others, and the guest, go on
-                _LOG.exception("web page: a client is let go")
-            finally:
-                self._slots.release_on_behalf_of(stream)
+        await serve_clients(self._sock, self._serve, "web page")
 
     async def _serve(self, stream: trio.SocketStream) -> None:
         with trio.fail_after(_REQUEST_SECONDS):

@@ -12,9 +12,12 @@
  *
  * Hostile clients: messages are those of vnc_handle(); file transfer, scaling and chat never reach the library, nor does a
  * security type, which it keeps in globals: that part of the handshake is done when a client comes here.
+ *
+ * Keys by their place (RFB's QEMU extended key events): the library knows of none, but lets us see that a client asks.
  */
 #include "devices/gpu/vnc/csrc/vnc.h"
 
+#include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
@@ -58,6 +61,7 @@ struct vnc {
 	rfbScreenInfoPtr screen;
 	rfbClientPtr client;		/* NULL: gone */
 	bool resize;
+	bool places, places_asked;	/* of keys: the client tells them; has said so just now */
 	char name[VNC_NAME_MAX + 1];
 
 	/* under the lock */
@@ -101,6 +105,53 @@ static void put(struct vnc *vnc, struct vnc_event event)
 static void on_key(rfbBool down, rfbKeySym key, rfbClientPtr client)
 {
 	put(vnc_of(client), (struct vnc_event){VNC_KEY, key, down ? 1 : 0, 0});
+}
+
+/* That the client can tell places of keys. The library holds a lock of all clients: it is answered later. */
+static rfbBool on_encoding(rfbClientPtr client, void **data, int encoding)
+{
+	(void)data;
+	if (encoding != (int)rfbEncodingQemuExtendedKeyEvent)
+		return FALSE;
+	vnc_of(client)->places_asked = true;
+	return TRUE;
+}
+
+/* Once for the process. */
+static void register_places(void)
+{
+	static int encodings[] = {(int)rfbEncodingQemuExtendedKeyEvent, 0};
+	static rfbProtocolExtension places = {.pseudoEncodings = encodings, .enablePseudoEncoding = on_encoding};
+
+	rfbRegisterProtocolExtension(&places);
+}
+
+/* An update without a picture: the client is to do so. */
+static void answer_places(struct vnc *vnc)
+{
+	struct {
+		rfbFramebufferUpdateMsg update;
+		rfbFramebufferUpdateRectHeader rect;
+	} message = {
+		.update = {.type = rfbFramebufferUpdate, .nRects = htons(1)},
+		.rect = {.encoding = htonl(rfbEncodingQemuExtendedKeyEvent)},
+	};
+
+	vnc->places_asked = false;
+	vnc->places = true;
+	if (rfbWriteExact(vnc->client, (const char *)&message, sizeof(message)) <= 0)
+		rfbCloseClient(vnc->client);
+}
+
+static void on_place(struct vnc *vnc)
+{
+	rfbQemuExtendedKeyEventMsg message;
+
+	if (rfbReadExact(vnc->client, (char *)&message, sz_rfbQemuExtendedKeyEventMsg) <= 0 || message.subtype != 0) {
+		rfbCloseClient(vnc->client);
+		return;
+	}
+	put(vnc, (struct vnc_event){VNC_KEY, ntohl(message.keysym), message.down ? 1 : 0, ntohl(message.keycode)});
 }
 
 static void on_pointer(int buttons, int x, int y, rfbClientPtr client)
@@ -174,12 +225,20 @@ static void vnc_handle(struct vnc *vnc)
 		case rfbClientCutText:
 		case rfbSetDesktopSize:
 			break;
+		case rfbQemuEvent:
+			if (vnc->places) {
+				on_place(vnc);
+				return;
+			}
+			/* fall through */
 		default:
 			rfbCloseClient(client);
 			return;
 		}
 	}
 	rfbProcessClientMessage(client);
+	if (vnc->places_asked && client->sock >= 0)
+		answer_places(vnc);
 	client->enableExtendedClipboard = FALSE;
 	switch (client->preferredEncoding) {
 	case rfbEncodingCoRRE:
@@ -429,8 +488,10 @@ static bool start(struct vnc *vnc)
 
 struct vnc *vnc_new(int fd, int news, uint32_t minor, uint32_t width, uint32_t height, const char *name, int resize)
 {
+	static pthread_once_t once = PTHREAD_ONCE_INIT;
 	struct vnc *vnc = calloc(1, sizeof(*vnc));
 
+	pthread_once(&once, register_places);
 	rfbLog = rfbErr = quiet;	/* who comes and goes is logged by who asks us */
 	if (!vnc) {
 		close(fd);

@@ -21,7 +21,7 @@ enum {
 	VNC_ROOM = 8,			/* what was posted has been taken */
 
 	/* kinds of events */
-	VNC_KEY = 1,			/* a: keysym, b: whether down */
+	VNC_KEY = 1,			/* a: keysym, b: whether down, c: its place, an XT scancode; 0: the client does not say */
 	VNC_POINTER = 2,		/* a, b: place, pixels; c: buttons */
 	VNC_RESIZE = 3,			/* a, b: size that is wanted, pixels */
 };
