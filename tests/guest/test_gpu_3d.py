@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 from pathlib import Path
@@ -22,10 +21,9 @@ from guestlib import (
     boot_qemu,
     vhost,
 )
-from guestlib.assets import glio
-from guestlib.backends import ctl
+from guestlib.assets import glio, mesa_root
+from guestlib.display import Display, vnc_words
 from guestlib.fs import host_root, mount, vhost_fs
-from PIL import Image
 
 pytestmark = [pytest.mark.guest, pytest.mark.timeout(300)]
 
@@ -46,14 +44,6 @@ def program() -> Path:
         pytest.skip(str(error))
 
 
-async def shot(control: Path, folder: Path) -> Image.Image:
-    """What is shown."""
-    path = folder / "shot.png"
-    await ctl(control, "gpu.screenshot", f"path={path}")
-    with Image.open(path) as image:
-        return image.convert("RGB")
-
-
 async def mounted(guest: QemuGuest, program: Path) -> None:
     """The host's root, as its Mesa needs it; the program where it is to be seen wherever this tree lies."""
     where = await mount(guest, "root", "/plain")
@@ -63,19 +53,19 @@ async def mounted(guest: QemuGuest, program: Path) -> None:
     await guest.run("mount -t sysfs sys /host/sys")
 
 
-async def drawn(guest: QemuGuest, control: Path, folder: Path) -> None:
+async def drawn(shown: Display) -> None:
     """The picture of glio is on the screen, upright, and QEMU's is the same."""
+    guest = shown.guest
     await guest.run(
         f"""
         rm -f /tmp/end /tmp/said; mkfifo /tmp/end; sleep 600 >/tmp/end & echo $! >/tmp/pid
         chroot /host {GLIO} 3 </tmp/end >/tmp/said 2>&1 &
         """
     )
-    await guest.run("for i in $(seq 600); do [ -s /tmp/said ] && break; sleep 0.2; done", timeout=180)
+    await guest.run("for i in $(seq 3000); do [ -s /tmp/said ] && break; usleep 50000; done", timeout=180)
     assert (await guest.output("cat /tmp/said")).startswith(f"drawn {SIZE[0]}x{SIZE[1]} by virgl")
     width, height = SIZE
-    ours = await shot(control, folder)
-    assert ours.size == SIZE
+    ours = await shown.same(SIZE)
     assert ours.getpixel((width - 2, 2)) == RED
     assert ours.getpixel((width - 2, height - 3)) == BLUE
     assert ours.getpixel((2, height // 2)) == GREEN
@@ -83,14 +73,6 @@ async def drawn(guest: QemuGuest, control: Path, folder: Path) -> None:
     assert set(count) == {RED, GREEN, BLUE}
     assert abs(count[GREEN] - width * height / 4) < width
     assert abs(count[RED] - count[BLUE]) < width
-    for _ in range(50):  # QEMU's comes over a socket
-        await guest.qmp.execute("screendump", filename=str(folder / "qemu.ppm"))
-        with Image.open(folder / "qemu.ppm") as image:
-            if image.convert("RGB").tobytes() == ours.tobytes():
-                break
-        await trio.sleep(0.1)
-    else:
-        raise AssertionError("QEMU shows something else")
     await guest.run("kill $(cat /tmp/pid); while pidof glio; do sleep 0.1; done")
 
 
@@ -118,10 +100,11 @@ async def test_opengl(tmp_path: Path, qemu: Qemu, kernel: Kernel, program: Path)
         )
         async with boot_qemu(config, tmp_path) as guest:
             assert "+virgl" in await guest.output("dmesg | grep features:")
+            shown = Display(guest, control, tmp_path)
             await mounted(guest, program)
-            await drawn(guest, control, tmp_path)
+            await drawn(shown)
             quiet(served)
-            assert json.loads(await ctl(control, "gpu.stats"))["errors"] == {}
+            assert (await shown.ask("gpu.stats"))["errors"] == {}
             # its renderer dies: 3D fails, the guest and its console go on
             _, drawing = descendants(served.proc.pid)
             os.kill(drawing, signal.SIGKILL)
@@ -131,4 +114,74 @@ async def test_opengl(tmp_path: Path, qemu: Qemu, kernel: Kernel, program: Path)
             await guest.run("echo 2D goes on >/dev/tty1")
             await guest.reboot()
             await mounted(guest, program)
-            await drawn(guest, control, tmp_path)
+            await drawn(shown)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+@pytest.mark.usefixtures("program")
+@pytest.mark.parametrize("qemu", ["backports"], indirect=True)
+async def test_mesa(tmp_path: Path, qemu: Qemu, kernel: Kernel) -> None:
+    """A Debian of its own with Mesa: who draws, frames of kmscube, and glmark2, which checks its pixels."""
+    try:
+        system = mesa_root()
+    except AssetError as error:
+        pytest.skip(str(error))
+    socket, control = tmp_path / "gpu.sock", tmp_path / "ctl"
+    vnc, more = vnc_words(tmp_path)
+    words = ["gpu", "--socket-path", str(socket), "--control", str(control), "--virgl", *more]
+    async with (
+        vhost(tmp_path, [socket], *words, name="gpu") as served,
+        vhost_fs(tmp_path, system, tag="root", args=["--readonly"]) as root,
+    ):
+        config = QemuConfig(
+            devices=(VhostGpu(socket, options=f"xres={SIZE[0]},yres={SIZE[1]}"), VhostFs(root.socket, "root")),
+            qemu=qemu,
+            kernel=kernel,
+            drivers=("virtio-gpu", "virtiofs"),
+            memory_mib=1024,
+        )
+        async with boot_qemu(config, tmp_path) as guest:
+            shown = Display(guest, control, tmp_path, vnc=vnc)
+            await host_root(guest)
+            await guest.run("mount -t sysfs sys /host/sys")
+            await _informed(guest)
+            await _cube(shown)
+            await _marked(guest)
+            assert (await shown.ask("gpu.stats"))["errors"] == {}
+            quiet(served)
+
+
+async def _informed(guest: QemuGuest) -> None:
+    """Mesa in the guest says who draws, for OpenGL and for OpenGL ES."""
+    said = (await guest.run("chroot /host eglinfo 2>&1", check=False, timeout=180)).output
+    section = said.split("GBM platform:")[1].split("platform:")[0]
+    assert "virgl" in section, said
+
+
+async def _cube(shown: Display) -> None:
+    """Frame after frame is another picture; one that stands still is the same everywhere."""
+    guest = shown.guest
+    await guest.run("chroot /host kmscube >/tmp/cube 2>&1 & echo $! >/tmp/pid")
+    seen: set[bytes] = set()
+    with trio.fail_after(120):
+        while len(seen) < 5:
+            assert await guest.output("kill -0 $(cat /tmp/pid) || cat /tmp/cube") == ""
+            picture = await shown.ours()
+            colours = picture.getcolors(1 << 24)
+            if picture.size == SIZE and len(colours) > 100:  # shaded
+                seen.add(picture.tobytes())
+    await guest.run("kill -STOP $(cat /tmp/pid)")
+    await shown.everywhere(SIZE)
+    await guest.run("kill -CONT $(cat /tmp/pid); kill $(cat /tmp/pid)")
+    assert "virgl" in await guest.output("cat /tmp/cube")
+
+
+async def _marked(guest: QemuGuest) -> None:
+    """glmark2 knows some pixels of its scenes."""
+    scenes = " ".join(f"-b {scene}" for scene in ("build", "texture", "shading", "bump", "conditionals"))
+    mark = f"chroot /host glmark2-es2-drm --off-screen --validate --size 320x240 {scenes} 2>&1"
+    said = (await guest.run(mark, check=False, timeout=600)).output
+    assert "virgl" in said, said
+    assert said.count("Validation: Success") >= 4, said
+    assert "Failure" not in said, said

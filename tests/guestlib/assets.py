@@ -290,12 +290,21 @@ def _pack(kernel: Kernel, drivers: Iterable[str], busybox: Path, tools: list[Pat
 # --- QEMUs
 
 
-@functools.cache
 def debian_root() -> Path:
     """A small Debian by debootstrap, made at the first call. Nobody changes it: tests copy it."""
-    root = GUEST / "debian-root"
-    with locked("debian-root"):
-        if (GUEST / "debian-root.ready").exists():
+    return _debian_root("debian-root")
+
+
+def mesa_root() -> Path:
+    """The same with Mesa and programs that draw by it."""
+    return _debian_root("mesa-root", "libgl1-mesa-dri", "mesa-utils", "mesa-utils-bin", "kmscube", "glmark2-es2-drm")
+
+
+@functools.cache
+def _debian_root(name: str, *packages: str) -> Path:
+    root = GUEST / name
+    with locked(name):
+        if (GUEST / f"{name}.ready").exists():
             return root
         program = shutil.which("debootstrap") or shutil.which("debootstrap", path="/usr/sbin")
         if program is None:
@@ -303,14 +312,15 @@ def debian_root() -> Path:
         if os.geteuid() != 0:
             raise AssetError("debootstrap needs root")
         shutil.rmtree(root, ignore_errors=True)
-        command = [program, "--variant=minbase", debian.codename() or "bookworm", str(root)]
+        include = [f"--include={','.join(packages)}"] if packages else []
+        command = [program, "--variant=minbase", *include, debian.codename() or "bookworm", str(root)]
         done = subprocess.run(command, capture_output=True, text=True, check=False, env=_sbin_env())
         if done.returncode != 0:
             words = [line for line in done.stdout.splitlines() if line.startswith("E:")][:1]
             raise AssetError(f"debootstrap failed (no network?): {' '.join(words) or done.stderr.strip()[-200:]}")
         for deb in (root / "var/cache/apt/archives").glob("*.deb"):
             deb.unlink()
-        (GUEST / "debian-root.ready").touch()
+        (GUEST / f"{name}.ready").touch()
     return root
 
 
