@@ -280,30 +280,41 @@ VQ_INLINE void single_prefetch(const struct vq_single *r, uint64_t g_addr, uint3
 		shm_prefetch(r->hva + off);
 }
 
+/* Our address of [@g_addr, @g_addr + @g_len), or NULL: only the careful walk may say what is wrong with it. */
+VQ_INLINE uint8_t *single_at(struct ring_vq *vq, struct vq_single *r, uint64_t g_addr, uint32_t g_len)
+{
+	uint64_t off = g_addr - r->gpa;
+
+	if (vq_unlikely(off >= r->len)) {
+		const struct ring_region *other = single_region(vq, g_addr);
+
+		if (other == NULL)
+			return NULL;
+		r->gpa = other->gpa;
+		r->len = other->len;
+		r->hva = other->hva;
+		off = g_addr - r->gpa;
+	}
+	if (vq_unlikely((uint64_t)g_len - 1 >= r->len - off))	/* 0 too */
+		return NULL;
+	return r->hva + off;
+}
+
 /* Take the copied descriptor @d into the slot of @id, which is below the size. False: it is an odd one. */
 VQ_INLINE bool single_take(struct ring_vq *vq, struct vq_single *r, struct ring_chain *chain, const uint64_t d[2],
 			   uint32_t flags, uint16_t id)
 {
-	uint64_t off = d[0] - r->gpa;
 	uint32_t g_len = (uint32_t)d[1];
 	uint32_t in = flags / VQ_DESC_WRITE & 1;
+	uint8_t *base;
 
 	if (vq_unlikely(chain->state != VQ_CHAIN_FREE))
 		return false;
-	if (vq_unlikely(off >= r->len)) {
-		const struct ring_region *other = single_region(vq, d[0]);
-
-		if (other == NULL)
-			return false;
-		r->gpa = other->gpa;
-		r->len = other->len;
-		r->hva = other->hva;
-		off = d[0] - r->gpa;
-	}
-	if (vq_unlikely((uint64_t)g_len - 1 >= r->len - off))	/* 0 too */
+	base = single_at(vq, r, d[0], g_len);
+	if (vq_unlikely(base == NULL))
 		return false;
 	chain->iov = chain->inl;
-	chain->inl[0].base = r->hva + off;
+	chain->inl[0].base = base;
 	chain->inl[0].len = g_len;
 	chain->out_bytes = g_len & (in - 1);
 	chain->in_bytes = g_len & -in;

@@ -17,6 +17,7 @@
 
 #include "devices/net/csrc/net_int.h"
 #include "devices/net/csrc/rss.h"
+#include "ring/csrc/span.h"
 
 enum {
 	/* virtio feature bits: VIRTIO 1.3, 5.1.3 */
@@ -69,6 +70,8 @@ enum {
 	NET_STASH = 512,	/* receive buffers popped at once, two full pops */
 	NET_MERGE_MAX = 256,	/* buffers one frame may take */
 	NET_AHEAD = 3,			/* frames that are fetched ahead of the one being copied */
+	NET_SPAN_AHEAD = 8,		/* of a span, of which nothing was fetched before */
+	NET_CHAINS = 64,		/* polls that do not try for a span, after one that found other chains */
 	NET_REST = 16,		/* polls left out after a full load: a driver sends, and refills, in batches; to look at the
 				 * ring while it writes there costs both sides more than the wait */
 	NET_LOADED = 16,	/* frames at once that are a full load */
@@ -94,7 +97,8 @@ struct net_rxq {
 	uint64_t batch_bytes;
 	struct net_port_stats stats;
 	struct ring_chain *chains[NET_STASH];
-	uint32_t written[NET_STASH];	/* bytes, of those that are filled */
+	uint32_t written[NET_STASH];	/* bytes, of those that are filled; or of the span */
+	struct ring_span span;
 	struct ring_iov iov[RING_IOV_MAX];
 };
 
@@ -105,7 +109,9 @@ struct net_txq {
 	bool enabled;
 	bool loaded;			/* the last poll that found frames found many */
 	uint32_t rest;			/* polls to leave out */
+	uint32_t chains;		/* polls that try for no span */
 	struct net_port_stats stats;
+	struct ring_span span;
 	const struct net_frame *list[NET_BATCH];
 	struct net_frame frames[NET_BATCH];
 };
@@ -153,14 +159,19 @@ static inline void net_copy_head(SHM void *to, const SHM void *from, uint32_t le
 {
 	uint8_t *t = to;
 	const uint8_t *f = from;
-	uint32_t at;
+	uint32_t at = 0;
 
 	if (net_unlikely(len < 16)) {
 		memcpy(t, f, len);
 	} else {
-		for (at = 0; at + 16 <= len; at += 16)
+		if (net_likely(len >= 64)) {
+			__builtin_memcpy(t, f, 64);
+			at = 64;
+		}
+		for (; at + 16 <= len; at += 16)
 			__builtin_memcpy(t + at, f + at, 16);
-		__builtin_memcpy(t + len - 16, f + len - 16, 16);
+		if (at < len)
+			__builtin_memcpy(t + len - 16, f + len - 16, 16);
 	}
 	__asm__ __volatile__("" : : "r"(t) : "memory");	/* once: see shm_copy_in() */
 }
@@ -168,6 +179,23 @@ static inline void net_copy_head(SHM void *to, const SHM void *from, uint32_t le
 static inline struct net_dev *net_dev_of(struct net_port *port)
 {
 	return (struct net_dev *)(void *)port;
+}
+
+/* Buffer @i of a span will be looked at, or written: both lines of it that the smallest frame has with its header. */
+static inline void net_fetch(const struct ring_span *span, int i, bool write)
+{
+	const uint8_t *base = span->iov[i].base;
+	bool two = span->iov[i].len > 64;
+
+	if (write) {
+		shm_prefetch_write(base);
+		if (net_likely(two))
+			shm_prefetch_write(base + 64);
+	} else {
+		shm_prefetch(base);
+		if (net_likely(two))
+			shm_prefetch(base + 64);
+	}
 }
 
 /* net.c: NET_TAKES_* of the GUEST_* bits of @features */

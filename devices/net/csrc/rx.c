@@ -285,7 +285,82 @@ static bool runs(const struct net_rxq *q)
 	return q && q->source.worker && q->enabled && !q->source.paused;
 }
 
-static void deliver_all(struct net_rxq *q, const struct net_frame *const *frames, int n)
+/* The fewest checks that a header gets: it asks for nothing. */
+static inline bool asks_nothing(const struct net_hdr *hdr)
+{
+	return net_likely(!hdr->flags && hdr->gso_type == NET_GSO_NONE);
+}
+
+/*
+ * As many frames from @frames on as are what nearly all are, each into a buffer of its own that needs no chain: finished, in
+ * the first piece and its head. Nothing is popped. Returns their number.
+ */
+static int deliver_span(struct net_rxq *q, const struct net_frame *const *frames, int n)
+{
+	uint32_t takes = __atomic_load_n(&q->dev->port.takes, __ATOMIC_RELAXED);
+	struct ring_vq *vq = q->source.vq;
+	struct ring_span *span = &q->span;
+	uint64_t bytes = 0;
+	int i, nr;
+
+	nr = ring_vq_peek(vq, span, n, 1);
+	for (i = 0; i < nr && i < NET_SPAN_AHEAD; i++)
+		net_fetch(span, i, true);
+	for (i = 0; i < nr; i++) {
+		const struct net_frame *f = frames[i];
+		uint32_t rest = f->len - f->head_len, need = NET_HDR_V1 + f->len;
+		size_t from = (size_t)f->skip + f->head_len;
+		uint8_t *to = span->iov[i].base;
+
+		if (i + NET_SPAN_AHEAD < nr)
+			net_fetch(span, i + NET_SPAN_AHEAD, true);
+		if (net_unlikely(span->iov[i].len < need || (rest && f->iov->len < from + rest)))
+			break;
+		if (asks_nothing(&f->hdr)) {
+			static const struct net_wire none = { .num_buffers = 1 };
+
+			shm_copy_out(to, &none, NET_HDR_V1);
+		} else {
+			struct net_wire w;
+
+			if (net_unlikely(net_unfinished(f, takes)))
+				break;
+			make_header(q, f, 1, &w);
+			shm_copy_out(to, &w, NET_HDR_V1);
+		}
+		net_copy_head(to + NET_HDR_V1, f->head, f->head_len);
+		if (rest)
+			shm_copy_out(to + NET_HDR_V1 + f->head_len, (const uint8_t *)f->iov->base + from, rest);
+		q->written[i] = need;
+		bytes += f->len;
+	}
+	if (net_unlikely(!i))
+		return 0;
+	ring_vq_consume(vq, span, q->written, i);
+	ring_source_completed(&q->source);
+	q->batch_frames += (uint32_t)i;
+	q->batch_bytes += bytes;
+	return i;
+}
+
+/* May deliver_span() be asked? Nothing is in the stash then. */
+static inline bool spans(const struct net_rxq *q)
+{
+	return q->at == q->nr && q->hdr_len == NET_HDR_V1 && !q->dev->port.capture &&
+	       __atomic_load_n(&q->dev->filter.mode, __ATOMIC_RELAXED) & NET_MODE_PROMISC;
+}
+
+static void note_batch(struct net_rxq *q)
+{
+	if (q->batch_frames) {
+		ring_count(&q->stats.in_frames, q->batch_frames);
+		ring_count(&q->stats.in_bytes, q->batch_bytes);
+		q->batch_frames = 0;
+		q->batch_bytes = 0;
+	}
+}
+
+static void deliver_chains(struct net_rxq *q, const struct net_frame *const *frames, int n)
 {
 	uint32_t takes = __atomic_load_n(&q->dev->port.takes, __ATOMIC_RELAXED);
 	bool filter = !(__atomic_load_n(&q->dev->filter.mode, __ATOMIC_RELAXED) & NET_MODE_PROMISC);
@@ -307,12 +382,17 @@ static void deliver_all(struct net_rxq *q, const struct net_frame *const *frames
 			deliver(q, f, (uint32_t)(n - i));
 	}
 	push_filled(q);
-	if (q->batch_frames) {
-		ring_count(&q->stats.in_frames, q->batch_frames);
-		ring_count(&q->stats.in_bytes, q->batch_bytes);
-		q->batch_frames = 0;
-		q->batch_bytes = 0;
-	}
+}
+
+static void deliver_all(struct net_rxq *q, const struct net_frame *const *frames, int n)
+{
+	int done = 0;
+
+	if (net_likely(spans(q) && !net_unfinished(frames[0], q->dev->port.takes)))
+		done = deliver_span(q, frames, n);
+	if (net_unlikely(done < n))
+		deliver_chains(q, frames + done, n - done);
+	note_batch(q);
 }
 
 /* --- the port --------------------------------------------------------------------------------------------------- */
@@ -396,6 +476,16 @@ int net_rx_offer(struct net_dev *dev, uint32_t pair, const struct net_frame *con
 		q->rest--;
 		q->hungry = true;
 		return 0;
+	}
+	if (net_likely(spans(q) && !net_unfinished(frames[0], q->dev->port.takes))) {
+		int done = deliver_span(q, frames, n);
+
+		note_batch(q);
+		if (done) {
+			if (done < n)
+				q->rest = NET_REST;
+			return done;
+		}
 	}
 	each = reserve(q, q->hdr_len + frames[0]->len, (uint32_t)n, &why);
 	if (!each && why == NET_DROP_NO_BUFFER && starve(q, q->hdr_len + frames[0]->len))

@@ -445,6 +445,36 @@ static void deliver_all(struct sw_port *p, struct batch *b)
 	deliver_groups(b, from, b->n);
 }
 
+/* Without rules: a frame with the addresses of the one before goes where that went. Returns whether all go to one port. */
+static bool decide_plain(struct sw_port *p, struct batch *b)
+{
+	struct sw_port *again = NULL;
+	uint64_t was_first = 0;
+	uint32_t was_second = 0;
+	bool same = true;
+	int i;
+
+	memset(b->what, 0, (size_t)b->n * sizeof(b->what[0]));
+	for (i = 0; i < b->n; i++) {
+		const uint8_t *head = b->frames[i]->head;
+		uint64_t first;
+		uint32_t second;
+
+		memcpy(&first, head, sizeof(first));
+		memcpy(&second, head + sizeof(first), sizeof(second));
+		if (net_unlikely(!again || first != was_first || second != was_second)) {
+			b->dest[i] = route(p, b, b->frames[i], 0);
+			again = b->dest[i] == b->last_dest ? b->last_dest : NULL;
+			was_first = first;
+			was_second = second;
+			same &= b->dest[i] == b->dest[0];
+			continue;
+		}
+		b->dest[i] = again;
+	}
+	return same;
+}
+
 /* True: all go to one port. */
 static bool decide(struct sw_port *p, struct batch *b)
 {
@@ -453,14 +483,11 @@ static bool decide(struct sw_port *p, struct batch *b)
 
 	if (net_unlikely(p->rules_in)) {
 		decide_by_rules(p, b);
+		for (i = 1; i < b->n; i++)
+			same &= b->dest[i] == b->dest[0];
 	} else {
-		for (i = 0; i < b->n; i++) {
-			b->what[i] = 0;
-			b->dest[i] = route(p, b, b->frames[i], 0);
-		}
+		same = decide_plain(p, b);
 	}
-	for (i = 1; i < b->n; i++)
-		same &= b->dest[i] == b->dest[0];
 	return same && b->dest[0] && b->dest[0] != flood_to(p->sw);
 }
 

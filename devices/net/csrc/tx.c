@@ -45,13 +45,9 @@ uint32_t net_check_hdr(const struct net_hdr *hdr, uint32_t len, uint32_t allowed
 	return NET_DROP_NONE;
 }
 
-/* What nobody may look at is cleared, what is a mere hint is made true. */
+/* What nobody may look at is cleared, what is a mere hint is made true. It asks for something: see plain(). */
 static inline void clean_hdr(struct net_hdr *hdr, uint32_t len)
 {
-	if (net_likely(!(hdr->flags & NET_F_NEEDS_CSUM) && hdr->gso_type == NET_GSO_NONE)) {
-		memset(hdr, 0, sizeof(*hdr));
-		return;
-	}
 	hdr->flags &= NET_F_NEEDS_CSUM;
 	if (net_likely(!hdr->flags)) {
 		hdr->csum_start = 0;
@@ -65,6 +61,59 @@ static inline void clean_hdr(struct net_hdr *hdr, uint32_t len)
 	}
 }
 
+/* Does a header ask for nothing? */
+static inline bool plain(const struct net_hdr *hdr)
+{
+	return net_likely(!(hdr->flags & NET_F_NEEDS_CSUM) && hdr->gso_type == NET_GSO_NONE);
+}
+
+/* Bytes of frame behind the header; 0: not a frame, *@why is NET_DROP_*. */
+static inline uint32_t frame_len(const struct net_dev *dev, uint64_t bytes, uint32_t *why)
+{
+	uint32_t hdr_len = dev->hdr_len;
+
+	if (net_unlikely(bytes < hdr_len + NET_ETH)) {
+		*why = NET_DROP_RUNT;
+		return 0;
+	}
+	if (net_unlikely(bytes - hdr_len > NET_FRAME_MAX)) {
+		*why = NET_DROP_GIANT;
+		return 0;
+	}
+	return (uint32_t)bytes - hdr_len;
+}
+
+/* The header is there, and the head: is it true? */
+static inline bool frame_done(const struct net_dev *dev, struct net_frame *f, uint32_t *why)
+{
+	if (plain(&f->hdr)) {
+		memset(&f->hdr, 0, sizeof(f->hdr));
+		return true;
+	}
+	*why = net_check_hdr(&f->hdr, f->len, dev->allowed);
+	if (net_unlikely(*why != NET_DROP_NONE))
+		return false;
+	clean_hdr(&f->hdr, f->len);
+	return true;
+}
+
+/* As below, of a chain of one piece. */
+static inline bool frame_of_piece(const struct net_dev *dev, const struct ring_iov *iov, struct net_frame *f, uint32_t *why)
+{
+	uint32_t len = frame_len(dev, iov->len, why), head = len < NET_HEAD ? len : NET_HEAD;
+
+	if (net_unlikely(!len))
+		return false;
+	shm_copy_in(&f->hdr, iov->base, sizeof(f->hdr));
+	net_copy_head(f->head, (const uint8_t *)iov->base + dev->hdr_len, head);
+	f->head_len = (uint16_t)head;
+	f->len = len;
+	f->nr_iov = 1;
+	f->skip = dev->hdr_len;
+	f->iov = iov;
+	return frame_done(dev, f, why);
+}
+
 bool net_frame_of_chain(const struct net_dev *dev, const struct ring_chain *chain, struct net_frame *f, uint32_t *why)
 {
 	const struct ring_iov *iov = chain->iov;
@@ -73,15 +122,11 @@ bool net_frame_of_chain(const struct net_dev *dev, const struct ring_chain *chai
 	uint32_t len, head;
 	uint64_t skip = hdr_len;
 
-	if (net_unlikely(chain->out_bytes < hdr_len + NET_ETH)) {
-		*why = NET_DROP_RUNT;
+	if (nr == 1)
+		return frame_of_piece(dev, iov, f, why);
+	len = frame_len(dev, chain->out_bytes, why);
+	if (net_unlikely(!len))
 		return false;
-	}
-	len = chain->out_bytes - hdr_len;
-	if (net_unlikely(len > NET_FRAME_MAX)) {
-		*why = NET_DROP_GIANT;
-		return false;
-	}
 	head = len < NET_HEAD ? len : NET_HEAD;
 	if (net_likely(iov->len >= hdr_len + head)) {
 		shm_copy_in(&f->hdr, iov->base, sizeof(f->hdr));
@@ -100,13 +145,7 @@ bool net_frame_of_chain(const struct net_dev *dev, const struct ring_chain *chai
 	f->nr_iov = nr;
 	f->skip = (uint32_t)skip;
 	f->iov = iov;
-	if (net_unlikely(f->hdr.gso_type != NET_GSO_NONE || f->hdr.flags & NET_F_NEEDS_CSUM)) {
-		*why = net_check_hdr(&f->hdr, len, dev->allowed);
-		if (*why != NET_DROP_NONE)
-			return false;
-	}
-	clean_hdr(&f->hdr, len);
-	return true;
+	return frame_done(dev, f, why);
 }
 
 static void capture(struct net_txq *q, int n)
@@ -147,26 +186,49 @@ static inline void fetch_frame(const struct ring_chain *chain)
 		__builtin_prefetch(iov[1].base);
 }
 
-static int tx_poll(struct ring_source *source, int budget)
+/* Frames whose chains are of one piece each: no chain is made of them. As ring_vq_peek(). */
+static int poll_span(struct net_txq *q, int budget)
 {
-	struct net_txq *q = (struct net_txq *)(void *)source;
+	struct ring_vq *vq = q->source.vq;
+	int n = ring_vq_peek(vq, &q->span, budget < NET_BATCH ? budget : NET_BATCH, 0);
+	uint64_t bytes = 0;
+	int i, good = 0;
+
+	if (n <= 0)
+		return n;
+	for (i = 0; i < n && i < NET_SPAN_AHEAD; i++)
+		net_fetch(&q->span, i, false);
+	for (i = 0; i < n; i++) {
+		struct net_frame *f = &q->frames[good];
+		uint32_t why;
+
+		if (i + NET_SPAN_AHEAD < n)
+			net_fetch(&q->span, i + NET_SPAN_AHEAD, false);
+		if (net_unlikely(!frame_of_piece(q->dev, &q->span.iov[i], f, &why))) {
+			ring_count(&q->stats.dropped[why], 1);
+			continue;
+		}
+		f->pair = (uint16_t)q->pair;
+		q->list[good++] = f;
+		bytes += f->len;
+	}
+	if (net_likely(good))
+		pass_on(q, good, bytes);
+	ring_vq_consume(vq, &q->span, NULL, n);
+	ring_vq_flush(vq);
+	return n;
+}
+
+static int poll_chains(struct net_txq *q, int budget)
+{
 	struct ring_chain *chains[NET_BATCH];
+	struct ring_vq *vq = q->source.vq;
 	uint64_t bytes = 0;
 	int n, i, good = 0;
 
-	if (q->rest) {
-		q->rest--;
-		return 0;
-	}
-	n = ring_vq_pop(source->vq, chains, budget < NET_BATCH ? budget : NET_BATCH);
-	if (n <= 0) {
-		if (q->loaded) {
-			q->loaded = false;
-			q->rest = NET_REST;
-		}
+	n = ring_vq_pop(vq, chains, budget < NET_BATCH ? budget : NET_BATCH);
+	if (n <= 0)
 		return n;
-	}
-	q->loaded = n >= NET_LOADED;
 	for (i = 0; i < n; i++) {
 		struct net_frame *f = &q->frames[good];
 		uint32_t why;
@@ -184,8 +246,34 @@ static int tx_poll(struct ring_source *source, int budget)
 	}
 	if (net_likely(good))
 		pass_on(q, good, bytes);
-	ring_vq_push_batch(source->vq, chains, NULL, n);
-	ring_vq_flush(source->vq);
+	ring_vq_push_batch(vq, chains, NULL, n);
+	ring_vq_flush(vq);
+	return n;
+}
+
+static int tx_poll(struct ring_source *source, int budget)
+{
+	struct net_txq *q = (struct net_txq *)(void *)source;
+	int n = -1;
+
+	if (q->rest) {
+		q->rest--;
+		return 0;
+	}
+	if (net_likely(!q->chains))
+		n = poll_span(q, budget);
+	if (n < 0) {
+		n = poll_chains(q, budget);
+		q->chains = q->chains ? q->chains - 1 : NET_CHAINS;
+	}
+	if (n <= 0) {
+		if (q->loaded) {
+			q->loaded = false;
+			q->rest = NET_REST;
+		}
+		return n;
+	}
+	q->loaded = n >= NET_LOADED;
 	return n;
 }
 
