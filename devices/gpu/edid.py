@@ -16,7 +16,9 @@ _PRODUCT: Final = 1
 _DPI: Final = 96
 #: largest number a detailed timing of the base block holds, pixels
 _BASE_MAX: Final = 4095
-#: and of its clock, kHz
+#: the smallest clock of a descriptor, kHz
+_CLOCK_MIN: Final = 10000
+#: and the largest of one of the base block
 _BASE_CLOCK_MAX: Final = 655350
 
 
@@ -40,6 +42,10 @@ class _Timing:
         v_sync = _sync_lines(width, height)
         line_us = (1e6 / refresh - 460) / height  # the blanking is 460 us at least
         v_blank = max(ceil(460 / line_us), v_front + v_sync + 6)
+        # small and slow ones: more blanking, so that the clock is one that descriptors can hold
+        lines = ceil(_CLOCK_MIN * 1000 / refresh / (width + h_blank))
+        v_blank = min(max(v_blank, lines - height), max(v_blank, _BASE_MAX))
+        h_blank = max(h_blank, ceil(_CLOCK_MIN * 1000 / refresh / (height + v_blank)) - width)
         clock = ceil(refresh * (width + h_blank) * (height + v_blank) / 1000)
         return cls(width, height, -(-clock // 10) * 10, h_blank, h_front, h_sync, v_blank, v_front, v_sync)
 
@@ -55,9 +61,8 @@ def _millimetres(pixels: int) -> int:
     return round(pixels * 25.4 / _DPI)
 
 
-def _detailed(t: _Timing) -> bytes:
+def _detailed(t: _Timing, width_mm: int, height_mm: int) -> bytes:
     """A detailed timing descriptor: 18 bytes."""
-    width_mm, height_mm = _millimetres(t.width), _millimetres(t.height)
     return struct.pack(
         "<H16B",
         t.clock // 10,
@@ -81,12 +86,13 @@ def _text(tag: int, text: str) -> bytes:
 
 def _ranges(t: _Timing, refresh: int) -> bytes:
     """Limits wide enough for smaller modes, too: Hz, kHz, 10 MHz."""
-    line_khz = ceil(t.clock / (t.width + t.h_blank))
-    offsets = (2 if refresh > 255 else 0) | (8 if line_khz > 255 else 0)
-    most = refresh - 255 if refresh > 255 else refresh
-    line_most = line_khz - 255 if line_khz > 255 else line_khz
-    clock = min(ceil(t.clock / 10000), 255)
-    data = bytes([min(24, most), most, 15, max(line_most, 15), clock, 1]) + b"\n"
+    line = t.clock / (t.width + t.h_blank)
+    line_khz, least, most = min(max(ceil(line), 49), 510), max(min(int(line), 15), 1), max(refresh, 61)
+    offsets = (2 if most > 255 else 0) | (8 if line_khz > 255 else 0)
+    clock = min(max(ceil(t.clock / 10000), 7), 255)
+    data = (
+        bytes([min(24, refresh), most - 255 * (most > 255), least, line_khz - 255 * (line_khz > 255), clock, 1]) + b"\n"
+    )
     return bytes([0, 0, 0, 0xFD, offsets]) + data.ljust(13, b" ")
 
 
@@ -94,15 +100,25 @@ def _summed(block: bytes) -> bytes:
     return block + bytes([-sum(block) % 256])
 
 
-def _display_id(t: _Timing) -> bytes:
-    """An extension block: DisplayID 1.3 with one timing of type I, whose fields are 16 bits wide."""
+def _block(tag: int, data: bytes, revision: int = 0) -> bytes:
+    return bytes([tag, revision, len(data)]) + data
+
+
+def _display_id(t: _Timing, name: str, serial: int) -> bytes:
+    """An extension block: DisplayID 1.3 with one timing of type I, whose fields are 16 bits wide, and what it needs."""
+    title = name.encode("ascii", "replace")[:13]
+    product = _MANUFACTURER.encode() + struct.pack("<HIBBB", _PRODUCT, serial, 1, 2026 - 2000, len(title)) + title
+    size = _millimetres(t.width) * 10, _millimetres(t.height) * 10
+    aspect = min(max(t.width, t.height) * 100 // min(t.width, t.height) - 100, 255)
+    parameters = struct.pack("<4H4B", *size, t.width, t.height, 0, 120, aspect, 0x77)  # gamma 2.2, 8 bits a colour
+    interface = bytes([0x02, 0, 0, 0, 0, 0, 0x01, 0, 0, 0])  # RGB of 8 bits, sRGB
     timing = (t.clock // 10 - 1).to_bytes(3, "little") + bytes([0x88])  # preferred, aspect not told
     timing += struct.pack(
         "<8H",
         t.width - 1, t.h_blank - 1, 0x8000 | (t.h_front - 1), t.h_sync - 1,
         t.height - 1, t.v_blank - 1, t.v_front - 1, t.v_sync - 1,
     )  # fmt: skip
-    data = bytes([3, 0, len(timing)]) + timing
+    data = _block(0, product) + _block(1, parameters) + _block(3, timing) + _block(0x0F, interface)
     section = _summed(bytes([0x13, 121, 3, 0]) + data.ljust(121, b"\0"))
     return _summed(b"\x70" + section)
 
@@ -130,13 +146,14 @@ def edid_of(width: int, height: int, refresh: int = 60, *, name: str = "vhost", 
     timing = _Timing.of(width, height, refresh)
     large = max(width, height) > _BASE_MAX or timing.clock > _BASE_CLOCK_MAX
     base = _Timing.of(1920, 1080, 60) if large else timing
+    size = [min(max(_millimetres(side), 10), 2550) for side in (width, height)]  # what the base block can say
     first, second, third = (ord(letter) - ord("A") + 1 for letter in _MANUFACTURER)
     head = b"\0\xff\xff\xff\xff\xff\xff\0" + struct.pack(">H", first << 10 | second << 5 | third)
     head += struct.pack("<HI4B", _PRODUCT, serial, 1, 2026 - 1990, 1, 4)
     head += bytes(
         [
             0xA5,  # digital, 8 bits a colour, DisplayPort
-            min(round(_millimetres(width) / 10), 255), min(round(_millimetres(height) / 10), 255),
+            round(size[0] / 10), round(size[1] / 10),
             120,  # gamma 2.2
             0x06,  # sRGB; the first timing is the native one
         ]
@@ -144,6 +161,7 @@ def edid_of(width: int, height: int, refresh: int = 60, *, name: str = "vhost", 
     head += bytes.fromhex("ee91a3544c99260f5054")  # chromaticity of sRGB
     head += bytes([0x21, 0x08, 0x00])  # 640x480, 800x600, 1024x768 at 60 Hz
     head += b"\1\1" * 8  # no standard timings
-    block = head + _detailed(base) + _text(0xFC, name) + _ranges(base, 60 if large else refresh)
+    block = head + _detailed(base, *size)
+    block += _text(0xFC, name) + _ranges(timing, refresh)
     block += _text(0xFF, str(serial)) + bytes([int(large)])
-    return _summed(block) + (_display_id(timing) if large else b"")
+    return _summed(block) + (_display_id(timing, name, serial) if large else b"")
