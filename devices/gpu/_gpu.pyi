@@ -52,6 +52,8 @@ class _Lib:
     RING_E_STATE: Final[int]
     RING_MISS: Final[int]
 
+    def gpu_3d_behind(self, _0: CData, _1: int, /) -> int:
+        """int(*)(struct gpu *, uint32_t)"""
     def gpu_3d_capsets(self, _0: CData, /) -> int:
         """int(*)(struct gpu *)"""
     def gpu_3d_enable(self, _0: CData, _1: int, /) -> int:
@@ -70,12 +72,14 @@ class _Lib:
         """int(*)(struct gpu *, int, uint64_t, uint64_t, uint64_t, int)"""
     def gpu_3d_source(self, _0: CData, /) -> CData:
         """struct ring_source *(*)(struct gpu *)"""
-    def gpu_3d_start(self, _0: CData, _1: int, _2: int, _3: int, /) -> int:
-        """int(*)(struct gpu *, int, int, int)"""
+    def gpu_3d_start(self, _0: CData, _1: int, _2: int, _3: int, _4: int, /) -> int:
+        """int(*)(struct gpu *, int, int, int, int)"""
     def gpu_3d_state(self, _0: CData, /) -> int:
         """int(*)(struct gpu *)"""
     def gpu_answer(self, _0: CData, /) -> None:
         """void(*)(struct gpu *)"""
+    def gpu_dmabuf(self, _0: CData, _1: int, _2: CData, /) -> int:
+        """int(*)(struct gpu *, uint32_t, struct gpu_dmabuf *)"""
     def gpu_free(self, _0: CData, /) -> None:
         """void(*)(struct gpu *)"""
     def gpu_new(self, _0: int, _1: CData, /) -> CData:
@@ -96,6 +100,8 @@ class _Lib:
         """void(*)(struct gpu *, int)"""
     def gpu_set_features(self, _0: CData, _1: int, /) -> None:
         """void(*)(struct gpu *, uint64_t)"""
+    def gpu_set_looked(self, _0: CData, _1: int, /) -> None:
+        """void(*)(struct gpu *, int)"""
     def gpu_set_mode(self, _0: CData, _1: int, _2: CData, /) -> None:
         """void(*)(struct gpu *, uint32_t, struct gpu_mode *)"""
     def gpu_set_watcher(self, _0: CData, _1: int, /) -> None:

@@ -7,7 +7,8 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from devices.gpu import confine, viewers
-from devices.gpu.device import Gpu, Limits
+from devices.gpu.device import Gpu
+from devices.gpu.limits import Limits
 from devices.gpu.picture import parse_mode
 from devices.gpu.render import Renderer
 from devices.gpu.render import options as render
@@ -36,6 +37,7 @@ def _gpu(values: Mapping[str, Any], renderer: Renderer | None) -> Gpu:
             blobs=not values["no_blobs"],
             limits=Limits(values["max_resources"], values["max_memory"], values["max_contexts"]),
             renderer=renderer,
+            dmabufs=not values["no_dmabufs"],
         )
     except ValueError as exc:
         raise ConfigError(str(exc)) from exc

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Self
 
 from devices.gpu._gpu import ffi, lib
@@ -29,6 +29,14 @@ class GpuStats:
         cursor_commands: on the cursor queue.
         resources: that the guest has now.
         bytes: of host memory for them.
+        contexts: of 3D, that the guest has now.
+        submissions: of commands to contexts.
+        submission_bytes: of them.
+        transfers_3d: of pixels and other data, either way.
+        reads: of pixels back from the renderer, for whoever looks.
+        read_bytes: of them.
+        renderers: that were started.
+        renderers_lost: of them, that ended unasked.
     """
 
     commands: int
@@ -39,6 +47,14 @@ class GpuStats:
     cursor_commands: int
     resources: int
     bytes: int
+    contexts: int
+    submissions: int
+    submission_bytes: int
+    transfers_3d: int
+    reads: int
+    read_bytes: int
+    renderers: int
+    renderers_lost: int
 
     @classmethod
     def of(cls, gpu: Any) -> Self:
@@ -46,10 +62,8 @@ class GpuStats:
         raw = ffi.new("struct gpu_stats *")
         lib.gpu_stats(gpu, raw)
         errors = {name: raw.errors[i] for i, name in enumerate(ERRORS) if raw.errors[i]}
-        return cls(
-            raw.commands, errors, raw.transfers, raw.transfer_bytes, raw.flushes, raw.cursor_commands, raw.resources,
-            raw.bytes,
-        )  # fmt: skip
+        plain = (field.name for field in fields(cls) if field.name != "errors")
+        return cls(errors=errors, **{name: getattr(raw, name) for name in plain})
 
     def metrics(self) -> Iterator[Metric]:
         """As Prometheus has them."""
@@ -67,3 +81,13 @@ class GpuStats:
         yield Metric("gpu_cursor_commands_total", "counter", "Commands on the cursor queue.", self.cursor_commands)
         yield Metric("gpu_resources", "gauge", "Resources that the guest has.", self.resources)
         yield Metric("gpu_resource_bytes", "gauge", "Host memory for them.", self.bytes)
+        if not self.renderers:
+            return
+        yield Metric("gpu_contexts", "gauge", "3D contexts that the guest has.", self.contexts)
+        yield Metric("gpu_submissions_total", "counter", "Commands to 3D contexts.", self.submissions)
+        yield Metric("gpu_submission_bytes_total", "counter", "Of them, bytes.", self.submission_bytes)
+        yield Metric("gpu_transfers_3d_total", "counter", "Transfers of 3D resources, either way.", self.transfers_3d)
+        yield Metric("gpu_reads_total", "counter", "Times that pixels came back from the renderer.", self.reads)
+        yield Metric("gpu_read_bytes_total", "counter", "Pixels that came back, bytes.", self.read_bytes)
+        yield Metric("gpu_renderers_total", "counter", "Renderers that were started.", self.renderers)
+        yield Metric("gpu_renderers_lost_total", "counter", "Renderers that ended unasked.", self.renderers_lost)

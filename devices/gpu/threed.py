@@ -151,8 +151,8 @@ class ThreeD:
         """It is the guest's from now on. The worker is parked, or there is none."""
         failed = lib.gpu_3d_ready(self._ptr, ffi.from_buffer(started.ready), len(started.ready))
         if not failed:
-            fds = started.memory.fileno(), self._renderer.commands.fileno(), started.socket.fileno()
-            failed = lib.gpu_3d_start(self._ptr, *fds)
+            fds = started.memory, self._renderer.commands, started.socket, started.exports
+            failed = lib.gpu_3d_start(self._ptr, *(fd.fileno() for fd in fds))
         if failed:
             raise RendererError(f"the renderer cannot be used: {os.strerror(-failed)}")
         for gpa, region in self._regions.items():

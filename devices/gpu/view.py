@@ -11,7 +11,7 @@ import trio
 from devices.gpu._gpu import lib
 
 if TYPE_CHECKING:
-    from devices.gpu.device import Gpu
+    from devices.gpu.screen import Screen
 
 __all__ = ["Cursor", "Hub", "Look", "Rect", "View", "Viewer"]
 
@@ -76,10 +76,11 @@ class Look:
 
 
 class View:
-    """One viewer: an asynchronous iterator of changes; several that come close together are one."""
+    """One viewer of a screen: an asynchronous iterator of changes; several that come close together are one."""
 
-    def __init__(self, gpu: Gpu, hub: Hub, scanouts: int) -> None:
+    def __init__(self, gpu: Screen, hub: Hub, scanouts: int, *, pixels: bool = True) -> None:
         self._gpu = gpu
+        self.pixels = pixels  #: are to be here; set by `Screen.want_pixels`
         self._hub = hub
         self._seen = hub.generation
         self._sizes = [(0, 0)] * scanouts

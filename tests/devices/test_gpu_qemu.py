@@ -4,155 +4,26 @@ from __future__ import annotations
 
 import socket
 import struct
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
 
 import pytest
 import trio
 import trio.testing
+from displaylib import MODE, SHAPE, Qemu, edid, hand_over, shown
 from gpurig import BGRA, Cmd, Guest, Rect, display, driver, plugged
 
 from devices.gpu import Gpu, Mode, PictureError, edid_of
 from devices.gpu import qemu as module
-from devices.gpu.qemu import GpuRequest
+from devices.gpu.qemu_wire import GpuRequest
 from vhost.constants import FrontendRequest
 from vhost.frontend import Refused
 
 GRADIENT = bytes(v for y in range(64) for x in range(64) for v in (x * 4, y * 4, 128, 255))
-_MODE = struct.Struct("<6I")
-_SHAPE = 64 * 64 * 4
-
-
-@dataclass
-class Screen:
-    """What QEMU would show."""
-
-    width: int = 0
-    height: int = 0
-    pixels: bytearray = field(default_factory=bytearray)
-    cursor: tuple[int, int] = (0, 0)
-    hot: tuple[int, int] = (0, 0)
-    shape: bytes = b""
-    cursor_shown: bool = False
-
-
-class Qemu:
-    """The other end."""
-
-    def __init__(self, stream: trio.SocketStream, modes: list[tuple[int, ...]], features: int = 3) -> None:
-        self.stream = stream
-        self.modes = modes
-        self.features = features
-        self.taken = -1
-        self.screens = [Screen() for _ in range(16)]
-        self.seen: list[GpuRequest] = []
-        self.updates: list[tuple[int, Rect]] = []
-        self.mute = False  # replies are not sent
-        self.changed = trio.Event()
-        self.closed = trio.Event()
-
-    async def until(self, done: object) -> None:
-        """Read on until that is so."""
-        assert callable(done)
-        with trio.fail_after(10):
-            while not done():
-                await self.changed.wait()
-
-    async def exactly(self, size: int) -> bytes:
-        data = b""
-        while len(data) < size:
-            more = await self.stream.receive_some(size - len(data))
-            if not more:
-                raise EOFError
-            data += more
-        return data
-
-    async def run(self) -> None:
-        try:
-            while True:
-                request, flags, size = struct.unpack("<3I", await self.exactly(12))
-                assert flags == 0
-                await self.handle(GpuRequest(request), await self.exactly(size))
-                self.seen.append(GpuRequest(request))
-                self.changed.set()
-                self.changed = trio.Event()
-        except (EOFError, trio.BrokenResourceError, trio.ClosedResourceError):
-            self.closed.set()
-
-    async def reply(self, request: GpuRequest, payload: bytes) -> None:
-        if not self.mute:
-            await self.stream.send_all(struct.pack("<3I", request, 4, len(payload)) + payload)
-
-    async def handle(self, request: GpuRequest, data: bytes) -> None:
-        if request == GpuRequest.GET_PROTOCOL_FEATURES:
-            await self.reply(request, struct.pack("<Q", self.features))
-        elif request == GpuRequest.SET_PROTOCOL_FEATURES:
-            (self.taken,) = struct.unpack("<Q", data)
-        elif request == GpuRequest.GET_DISPLAY_INFO:
-            modes = [*self.modes, *[(0,) * 6] * (16 - len(self.modes))]
-            await self.reply(request, bytes(24) + b"".join(_MODE.pack(*mode) for mode in modes))
-        elif request == GpuRequest.GET_EDID:
-            (number,) = struct.unpack("<I", data)
-            assert number < len(self.modes), "QEMU does not answer for others"
-            await self.reply(request, bytes(24) + struct.pack("<II", 128, 0) + edid(number).ljust(1024, b"\0"))
-        elif request == GpuRequest.SCANOUT:
-            number, width, height = struct.unpack("<3I", data)
-            screen = self.screens[number]
-            screen.width, screen.height, screen.pixels = width, height, bytearray(width * height * 4)
-        elif request == GpuRequest.UPDATE:
-            number, *numbers = struct.unpack_from("<5I", data)
-            self.update(number, Rect(*numbers), data[20:])
-        else:
-            number, x, y = struct.unpack_from("<3I", data)
-            screen = self.screens[number]
-            screen.cursor, screen.cursor_shown = (x, y), request != GpuRequest.CURSOR_POS_HIDE
-            if request == GpuRequest.CURSOR_UPDATE:
-                screen.hot, screen.shape = struct.unpack_from("<2I", data, 12), data[20:]
-                assert len(screen.shape) == _SHAPE
-
-    def update(self, number: int, rect: Rect, data: bytes | bytearray) -> None:
-        screen = self.screens[number]
-        assert rect.x + rect.width <= screen.width
-        assert rect.y + rect.height <= screen.height
-        assert len(data) == rect.width * rect.height * 4
-        data = bytearray(data)
-        data[3::4] = b"\xff" * (rect.width * rect.height)  # QEMU does not look at it
-        for y in range(rect.height):
-            at = ((rect.y + y) * screen.width + rect.x) * 4
-            screen.pixels[at : at + rect.width * 4] = data[y * rect.width * 4 :][: rect.width * 4]
-        self.updates.append((number, rect))
-
-
-def edid(number: int) -> bytes:
-    """Of QEMU's: none of ours."""
-    return edid_of(640, 480, name="of QEMU", serial=77 + number)
-
-
-async def hand_over(guest: Guest, *modes: tuple[int, ...], features: int = 3) -> Qemu:
-    """Give the device a socket."""
-    ours, theirs = socket.socketpair()
-    with theirs:
-        await guest.fe.send(FrontendRequest.GPU_SET_SOCKET, fds=[theirs.fileno()])
-    await guest.fe.get_config(0, 4)  # it has arrived
-    stream = trio.SocketStream(trio.socket.from_stdlib_socket(ours))
-    return Qemu(stream, list(modes) or [(0, 0, 1024, 768, 1, 0)], features)
-
-
-@asynccontextmanager
-async def shown(guest: Guest, *modes: tuple[int, ...], features: int = 3) -> AsyncIterator[Qemu]:
-    """A device whose QEMU reads all that comes."""
-    qemu = await hand_over(guest, *modes, features=features)
-    async with qemu.stream, trio.open_nursery() as nursery:
-        nursery.start_soon(qemu.run)
-        yield qemu
-        nursery.cancel_scope.cancel()
 
 
 async def modes_of(guest: Guest) -> list[tuple[int, ...]]:
     """As the driver learns them: place, size, whether enabled."""
     info = await guest.do(Cmd.GET_DISPLAY_INFO)
-    return [_MODE.unpack_from(info, i * 24)[:5] for i in range(16)]
+    return [MODE.unpack_from(info, i * 24)[:5] for i in range(16)]
 
 
 async def test_what_is_drawn_is_shown() -> None:
@@ -214,7 +85,7 @@ async def test_cursor() -> None:
         screen = qemu.screens[0]
         shape = bytes(range(256)) * 64
         await guest.create(2, 64, 64, BGRA)
-        await guest.attach(2, _SHAPE)
+        await guest.attach(2, SHAPE)
         guest.draw(2, shape)
         await guest.transfer(2, Rect(0, 0, 64, 64))
         await guest.cursor(2, 60, 10, hot=(1, 0xFFFFFFFF))

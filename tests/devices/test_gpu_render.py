@@ -9,6 +9,7 @@ import struct
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -57,10 +58,12 @@ async def test_what_is_drawn_is_seen(packed: bool) -> None:
         guest.draw(5, GRADIENT)
         await guest.transfer_3d(Cmd.TO_HOST_3D, 5, ALL, context=1)
         await guest.show(0, 5, 64, 64)
+        await gpu.fetch()
         assert gpu.picture().pixels == GRADIENT
         # drawn by the renderer: seen after a flush
         assert (await guest.submit(1, [FILL, 5, 0x00405060])).type == Resp.OK_NODATA
         await guest.flush(5, Rect(0, 0, 64, 32))
+        await gpu.fetch()
         assert gpu.picture().pixel(63, 31) == (0x40, 0x50, 0x60)
         assert gpu.picture().pixel(1, 32) == (128, 32 * 4, 4)
         # and brought back to the guest's pages, a part of it
@@ -72,6 +75,63 @@ async def test_what_is_drawn_is_seen(packed: bool) -> None:
         await guest.do(Cmd.CTX_DESTROY, context=1)
         assert gpu.stats.resources == 0
         assert gpu.stats.bytes == 0
+
+
+async def test_pixels_come_only_for_whoever_looks(tmp_path: Path) -> None:
+    async with rendered() as (gpu, guest, _):
+        await target(guest)
+        await guest.show(0, 5, 64, 64)
+        before = gpu.flushes()
+        for _ in range(10):
+            await guest.submit(1, [FILL, 5, 0x00405060])
+            await guest.flush(5, Rect(0, 0, 64, 32))
+        assert gpu.flushes() == before + 10, "whoever counts frames has them"
+        assert gpu.stats.reads == 0
+        # somebody comes: once, what is stale; nobody else's damage
+        async with gpu.changes(pixels=False), gpu.changes() as view:
+            with trio.fail_after(5):
+                while gpu.picture().pixel(63, 31) != (0x40, 0x50, 0x60):
+                    await anext(view)
+            assert gpu.stats.reads == 1
+            assert gpu.flushes() == before + 10
+            # and with each flush, before the guest goes on
+            await guest.submit(1, [FILL, 5, 0x00010203])
+            await guest.flush(5, Rect(0, 0, 1, 1))
+            assert gpu.stats.reads == 2
+            assert gpu.picture().pixel(0, 0) == (1, 2, 3)
+            assert gpu.picture().pixel(1, 0) == (0x40, 0x50, 0x60)
+        await guest.flush(5, ALL)
+        assert gpu.stats.reads == 2
+        # frames of a recording are whole
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(partial(gpu.record, tmp_path / "a.gif", 0.3, per_second=20))
+            with trio.fail_after(5):
+                while gpu.stats.reads == 2:
+                    await trio.sleep(0.005)
+            await guest.submit(1, [FILL, 5, 0x00FF0000])
+            await guest.flush(5, ALL)
+        assert gpu.picture().pixel(9, 9) == (0xFF, 0, 0)
+        # what nobody can tell any more is not waited for
+        await guest.flush(5, ALL)
+        await guest.submit(1, [CRASH])
+        await gpu.fetch()
+        assert gpu.stats.renderers_lost == 1
+
+
+async def test_counters() -> None:
+    async with rendered() as (gpu, guest, _):
+        await target(guest)
+        await guest.submit(1, [FILL, 5, 1])
+        await guest.transfer_3d(Cmd.TO_HOST_3D, 5, ALL)
+        stats = gpu.stats
+        assert (stats.contexts, stats.submissions, stats.submission_bytes) == (1, 1, 12)
+        assert (stats.transfers_3d, stats.renderers, stats.renderers_lost) == (1, 1, 0)
+        found = {metric.name: metric.value for metric in gpu.metrics()}
+        assert found["gpu_submissions_total"] == 1
+        assert found["gpu_contexts"] == 1
+        gpu.reset()
+        assert gpu.stats.contexts == 0
+    assert not any("contexts" in metric.name for metric in Gpu().metrics()), "2D"
 
 
 async def test_what_is_offered() -> None:

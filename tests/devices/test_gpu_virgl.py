@@ -63,6 +63,7 @@ async def test_a_clear_is_seen() -> None:
     async with rendered() as (gpu, guest):
         assert (await guest.submit(1, clear(5, 1.0, 0.5, 0.25), fence=1)).type == Resp.OK_NODATA
         await guest.show(0, 5, SIDE, SIDE)
+        await gpu.fetch()
         assert gpu.picture().pixels == b"\x40\x80\xff\xff" * SIDE * SIDE
         await guest.transfer_3d(Cmd.FROM_HOST_3D, 5, ALL, context=1, fence=2)
         assert guest.pixels(5, BYTES) == b"\x40\x80\xff\xff" * SIDE * SIDE
@@ -71,6 +72,7 @@ async def test_a_clear_is_seen() -> None:
         guest.draw(5, rows)
         await guest.transfer_3d(Cmd.TO_HOST_3D, 5, ALL, context=1)
         await guest.flush(5, Rect(8, 16, 10, 4))
+        await gpu.fetch()
         picture = gpu.picture()
         assert picture.pixel(8, 16) == (7, 239, 16)
         assert picture.pixel(17, 19) == (7, 236, 19)
@@ -78,6 +80,7 @@ async def test_a_clear_is_seen() -> None:
             (255, 128, 64)
         }
         await guest.flush(5, ALL)
+        await gpu.fetch()
         assert gpu.picture().pixels == rows
 
 

@@ -21,7 +21,7 @@ HEAD, TAIL, ANSWERED, ANSWERS = 0, 64, 68, 4096
 SLOTS = 2048
 COMMANDS = ANSWERS + 8 * SLOTS
 COMMAND_BYTES = 4 << 20
-OPS = 17
+OPS = 18
 
 
 @contextmanager
@@ -93,7 +93,7 @@ async def test_a_display_that_asks_for_anything() -> None:
     """In form, but with any numbers: answered, or its end with words; never by a signal."""
     chance = random.Random(11)
     numbers = (0, 1, 2, 3, 5, 63, 64, 65, 1 << 16, 1 << 31, (1 << 32) - 1)
-    sizes = {3: 32, 4: 80, 5: 80, 6: 80, 7: 80, 8: 48, 9: 8, 11: 8, 12: 56, 13: 56, 16: 56}
+    sizes = {3: 32, 4: 80, 5: 80, 6: 80, 7: 80, 8: 48, 9: 8, 11: 8, 12: 56, 13: 56, 16: 56, 17: 8}
     async with open_renderer("null") as renderer:
         for _ in range(30):
             stream = b""
@@ -161,5 +161,6 @@ async def test_a_renderer_that_breaks_the_rules(what: str, caplog: pytest.LogCap
         await guest.show(0, 5, 64, 64)
         assert (await guest.submit(1, [1, 5, 0x123456])).type == Resp.OK_NODATA
         await guest.flush(5, Rect(0, 0, 64, 64))
+        await gpu.fetch()
         assert gpu.picture().pixel(1, 1) == (0x12, 0x34, 0x56)
     assert what == "type" or "the 3D renderer has ended" in caplog.text

@@ -107,6 +107,7 @@ static uint32_t unref(struct gpu *gpu, struct gpu_cmd *cmd)
 static uint32_t set_scanout(struct gpu *gpu, struct gpu_cmd *cmd)
 {
 	const struct virtio_gpu_set_scanout *in = &cmd->in.set_scanout;
+	const struct gpu_rect area = {in->r.x, in->r.y, in->r.width, in->r.height};
 	struct gpu_resource *res;
 	struct gpu_scanout *s;
 	uint32_t reply = OK;
@@ -124,8 +125,8 @@ static uint32_t set_scanout(struct gpu *gpu, struct gpu_cmd *cmd)
 	    !gpu_rect_inside(&in->r, res->width, res->height))
 		return VIRTIO_GPU_RESP_ERR_INVALID_PARAMETER;
 	if (res->is_3d) {
-		reply = gpu_3d_read(gpu, res, &in->r, cmd, GPU_AFTER_READ, 0);
-		if (reply != GPU_HELD)
+		reply = gpu_3d_show(gpu, res, &area, cmd);
+		if (reply != OK && reply != GPU_HELD)
 			return reply;
 	}
 	s = &gpu->scanouts[in->scanout_id];
@@ -213,6 +214,7 @@ static uint32_t transfer(struct gpu *gpu, struct gpu_cmd *cmd)
 static uint32_t flush(struct gpu *gpu, struct gpu_cmd *cmd)
 {
 	const struct virtio_gpu_resource_flush *in = &cmd->in.flush;
+	const struct gpu_rect area = {in->r.x, in->r.y, in->r.width, in->r.height};
 	struct gpu_resource *res = gpu_resource_find(gpu, in->resource_id);
 	uint32_t reply = OK;
 
@@ -223,11 +225,11 @@ static uint32_t flush(struct gpu *gpu, struct gpu_cmd *cmd)
 			!gpu_rect_inside(&in->r, res->width, res->height))
 		return VIRTIO_GPU_RESP_ERR_INVALID_PARAMETER;
 	if (res->is_3d && res->shown) {
-		reply = gpu_3d_read(gpu, res, &in->r, cmd, GPU_AFTER_READ, 0);
-		if (reply != GPU_HELD)
+		reply = gpu_3d_flush(gpu, res, &area, cmd);
+		if (reply != OK && reply != GPU_HELD)
 			return reply;
 	} else {
-		gpu_flushed(gpu, res, &in->r);
+		gpu_flushed(gpu, res, &area, true);
 	}
 	ring_count(&gpu->stats.flushes, 1);
 	return reply;
@@ -357,7 +359,6 @@ void gpu_cursor_image(struct gpu *gpu, uint32_t scanout, const struct gpu_resour
 
 void gpu_cursor_command(struct gpu *gpu, const struct gpu_cmd *cmd)
 {
-	const struct virtio_gpu_rect all = {0, 0, GPU_CURSOR_SIDE, GPU_CURSOR_SIDE};
 	const struct virtio_gpu_update_cursor *in = &cmd->in.cursor;
 	struct gpu_resource *res;
 	struct gpu_scanout *s;
@@ -377,7 +378,7 @@ void gpu_cursor_command(struct gpu *gpu, const struct gpu_cmd *cmd)
 		if (res)
 			gpu_cursor_image(gpu, in->pos.scanout_id, res);
 		if (res && res->is_3d)
-			gpu_3d_read(gpu, res, &all, NULL, GPU_AFTER_CURSOR, in->pos.scanout_id);
+			gpu_3d_cursor(gpu, res, in->pos.scanout_id);
 	}
 	s->cursor.x = in->pos.x;
 	s->cursor.y = in->pos.y;

@@ -5,11 +5,6 @@
  * A 2D resource that a context is to use (Linux attaches each one to every context that opens it) is made in the renderer
  * as well: it has the same pages, and a transfer goes to both.
  */
-#include <fcntl.h>
-#include <stdlib.h>
-#include <sys/mman.h>
-#include <unistd.h>
-
 #include "devices/gpu/csrc/remote.h"
 
 enum {
@@ -32,8 +27,7 @@ enum {
 	PAGES_MAX = (WIRE_DATA_MAX - (int)sizeof(struct wire_use)) / (int)sizeof(struct wire_page),
 };
 
-/* May the guest send 3D commands, and can the renderer take one with so much data now? OK: yes. */
-static uint32_t gate(struct gpu *gpu, uint32_t messages, uint64_t bytes)
+uint32_t gpu_3d_gate(struct gpu *gpu, uint32_t messages, uint64_t bytes)
 {
 	struct gpu_remote *rm = gpu->remote;
 
@@ -112,12 +106,20 @@ bool gpu_context_known(const struct gpu_remote *rm, uint32_t id)
 	return find_context(rm, id) != NULL;
 }
 
+void gpu_context_count(struct gpu_remote *rm, uint32_t nr)
+{
+	rm->nr_contexts = nr;
+	__atomic_store_n(&rm->gpu->stats.contexts, nr, __ATOMIC_RELAXED);
+}
+
 void gpu_context_forget(struct gpu_remote *rm, uint32_t id)
 {
 	uint32_t *at = find_context(rm, id);
 
-	if (at)
-		*at = rm->contexts[--rm->nr_contexts];
+	if (!at)
+		return;
+	*at = rm->contexts[rm->nr_contexts - 1];
+	gpu_context_count(rm, rm->nr_contexts - 1);
 }
 
 /* What a context is for: any of what is offered, or the capset that it names. */
@@ -143,7 +145,7 @@ uint32_t gpu_context_create(struct gpu *gpu, struct gpu_cmd *cmd)
 		.name_bytes = in->nlen,
 		.init = has_init ? in->context_init : 0,
 	};
-	uint32_t reply = gate(gpu, 1, sizeof(what));
+	uint32_t reply = gpu_3d_gate(gpu, 1, sizeof(what));
 	struct gpu_remote *rm = gpu->remote;
 	struct gpu_slot *slot;
 
@@ -156,7 +158,8 @@ uint32_t gpu_context_create(struct gpu *gpu, struct gpu_cmd *cmd)
 	if (rm->nr_contexts == rm->max_contexts)
 		return NO_MEMORY;
 	memcpy(what.name, in->debug_name, in->nlen);
-	rm->contexts[rm->nr_contexts++] = in->hdr.ctx_id;
+	rm->contexts[rm->nr_contexts] = in->hdr.ctx_id;
+	gpu_context_count(rm, rm->nr_contexts + 1);
 	slot = gpu_remote_slot(rm, cmd, GPU_AFTER_CONTEXT);
 	slot->id = in->hdr.ctx_id;
 	gpu_remote_put(rm, WIRE_CONTEXT_CREATE, &what, sizeof(what), slot);
@@ -166,7 +169,7 @@ uint32_t gpu_context_create(struct gpu *gpu, struct gpu_cmd *cmd)
 uint32_t gpu_context_destroy(struct gpu *gpu, struct gpu_cmd *cmd)
 {
 	struct wire_context what = {.context = cmd->in.hdr.ctx_id};
-	uint32_t reply = gate(gpu, 1, sizeof(what));
+	uint32_t reply = gpu_3d_gate(gpu, 1, sizeof(what));
 
 	if (reply != OK)
 		return reply;
@@ -228,7 +231,7 @@ uint32_t gpu_context_attach(struct gpu *gpu, struct gpu_cmd *cmd)
 	struct gpu_resource *res = gpu_resource_find(gpu, what.resource);
 	bool adopts = res && !res->remote && !res->blob;
 	uint64_t more = adopts ? sizeof(struct wire_resource) + sizeof(struct wire_transfer) + pages_bytes(res) : 0;
-	uint32_t reply = gate(gpu, adopts ? 4 : 1, sizeof(what) + more);
+	uint32_t reply = gpu_3d_gate(gpu, adopts ? 4 : 1, sizeof(what) + more);
 
 	if (reply != OK)
 		return reply;
@@ -247,7 +250,7 @@ uint32_t gpu_context_detach(struct gpu *gpu, struct gpu_cmd *cmd)
 {
 	struct wire_context what = {.context = cmd->in.hdr.ctx_id, .resource = cmd->in.context_resource.resource_id};
 	const struct gpu_resource *res = gpu_resource_find(gpu, what.resource);
-	uint32_t reply = gate(gpu, 1, sizeof(what));
+	uint32_t reply = gpu_3d_gate(gpu, 1, sizeof(what));
 
 	if (reply != OK)
 		return reply;
@@ -308,7 +311,7 @@ uint32_t gpu_create_3d(struct gpu *gpu, struct gpu_cmd *cmd)
 		.height = in->height, .depth = in->depth, .array_size = in->array_size, .last_level = in->last_level,
 		.nr_samples = in->nr_samples, .flags = in->flags,
 	};
-	uint32_t reply = gate(gpu, 1, sizeof(what));
+	uint32_t reply = gpu_3d_gate(gpu, 1, sizeof(what));
 	struct gpu_resource *res;
 	struct gpu_slot *slot;
 	uint64_t cost;
@@ -348,7 +351,7 @@ static uint32_t transfer(struct gpu *gpu, struct gpu_cmd *cmd, enum wire_op op)
 		.layer_stride = in->layer_stride, .x = in->box.x, .y = in->box.y, .z = in->box.z, .width = in->box.w,
 		.height = in->box.h, .depth = in->box.d, .offset = in->offset,
 	};
-	uint32_t reply = gate(gpu, 1, sizeof(what));
+	uint32_t reply = gpu_3d_gate(gpu, 1, sizeof(what));
 
 	if (reply != OK)
 		return reply;
@@ -358,6 +361,7 @@ static uint32_t transfer(struct gpu *gpu, struct gpu_cmd *cmd, enum wire_op op)
 		return BAD_CONTEXT;
 	if (in->level > LEVELS_MAX || !res->backing.pages || in->offset > res->backing.len)
 		return BAD_PARAMETER;
+	ring_count(&gpu->stats.transfers_3d, 1);
 	return send(gpu, cmd, op, &what, sizeof(what));
 }
 
@@ -380,7 +384,7 @@ uint32_t gpu_submit(struct gpu *gpu, struct gpu_cmd *cmd)
 
 	if (in->size > WIRE_DATA_MAX - sizeof(use))
 		return offered(gpu) ? NO_MEMORY : UNSPEC;
-	reply = gate(gpu, 1, sizeof(use) + in->size);
+	reply = gpu_3d_gate(gpu, 1, sizeof(use) + in->size);
 	if (reply != OK)
 		return reply;
 	if (!gpu_context_known(gpu->remote, use.context))
@@ -392,6 +396,8 @@ uint32_t gpu_submit(struct gpu *gpu, struct gpu_cmd *cmd)
 	shm_copy_out(to, &use, sizeof(use));
 	ring_chain_read(cmd->chain, sizeof(*in), to + sizeof(use), in->size);
 	gpu_remote_send(gpu->remote);
+	ring_count(&gpu->stats.submissions, 1);
+	ring_count(&gpu->stats.submission_bytes, in->size);
 	return GPU_HELD;
 }
 
@@ -400,7 +406,7 @@ uint32_t gpu_submit(struct gpu *gpu, struct gpu_cmd *cmd)
 uint32_t gpu_3d_attach(struct gpu *gpu, struct gpu_resource *res, const struct gpu_cmd *cmd)
 {
 	uint32_t nr = cmd->in.attach.nr_entries;
-	uint32_t reply = gate(gpu, 1, sizeof(struct wire_use) + (uint64_t)nr * sizeof(struct wire_page));
+	uint32_t reply = gpu_3d_gate(gpu, 1, sizeof(struct wire_use) + (uint64_t)nr * sizeof(struct wire_page));
 
 	if (nr > PAGES_MAX)
 		return NO_MEMORY;
@@ -416,7 +422,7 @@ uint32_t gpu_3d_attach(struct gpu *gpu, struct gpu_resource *res, const struct g
 uint32_t gpu_3d_detach(struct gpu *gpu, struct gpu_resource *res, const struct gpu_cmd *cmd)
 {
 	struct wire_use use = {.resource = res->id};
-	uint32_t reply = gate(gpu, 1, sizeof(use));
+	uint32_t reply = gpu_3d_gate(gpu, 1, sizeof(use));
 
 	if (reply != OK)
 		return reply;
@@ -427,7 +433,7 @@ uint32_t gpu_3d_detach(struct gpu *gpu, struct gpu_resource *res, const struct g
 uint32_t gpu_3d_unref(struct gpu *gpu, struct gpu_resource *res, const struct gpu_cmd *cmd)
 {
 	struct wire_use use = {.resource = res->id};
-	uint32_t reply = gate(gpu, 1, sizeof(use));
+	uint32_t reply = gpu_3d_gate(gpu, 1, sizeof(use));
 
 	if (reply == GPU_AGAIN)
 		return reply;
@@ -442,60 +448,7 @@ uint32_t gpu_3d_transfer(struct gpu *gpu, struct gpu_resource *res, const struct
 		.resource = res->id, .x = in->r.x, .y = in->r.y, .width = in->r.width, .height = in->r.height, .depth = 1,
 		.offset = in->offset,
 	};
-	uint32_t reply = gate(gpu, 1, sizeof(what));
+	uint32_t reply = gpu_3d_gate(gpu, 1, sizeof(what));
 
 	return reply == OK ? send(gpu, cmd, WIRE_TO_HOST, &what, sizeof(what)) : reply;
-}
-
-/* Its image, in memory that the renderer writes to. */
-static uint32_t make_image(struct gpu *gpu, struct gpu_resource *res)
-{
-	struct wire_image what = {.resource = res->id, .bytes = (uint64_t)res->width * res->height * GPU_PIXEL};
-	int fd;
-
-	if (res->image)
-		return OK;
-	if (!gpu_resource_charge(gpu, res, what.bytes))
-		return NO_MEMORY;
-	fd = memfd_create("gpu-image", MFD_CLOEXEC | MFD_ALLOW_SEALING);
-	if (fd >= 0 && !ftruncate(fd, (off_t)what.bytes) && !fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL))
-		res->image = gpu_image_map(fd, what.bytes);
-	if (res->image && !gpu_remote_pass(gpu->remote, fd)) {
-		gpu_image_drop(res->image);
-		res->image = NULL;
-	}
-	if (fd >= 0)
-		close(fd);
-	if (!res->image) {
-		gpu_resource_refund(gpu, res, what.bytes);
-		return NO_MEMORY;
-	}
-	res->size = what.bytes;
-	gpu_remote_put(gpu->remote, WIRE_IMAGE, &what, sizeof(what), NULL);
-	return OK;
-}
-
-uint32_t gpu_3d_read(struct gpu *gpu, struct gpu_resource *res, const struct virtio_gpu_rect *rect, const struct gpu_cmd *cmd,
-		     enum gpu_after after, uint32_t scanout)
-{
-	const struct wire_transfer what = {
-		.resource = res->id, .x = rect->x, .y = rect->y, .width = rect->width, .height = rect->height, .depth = 1,
-	};
-	uint32_t reply = gate(gpu, 2, sizeof(what) + sizeof(struct wire_image));
-	struct gpu_slot *slot;
-
-	if (reply != OK)
-		return reply;
-	if (!res->flat || !gpu_format_known(res->format) || res->width > GPU_SIDE_MAX)
-		return BAD_PARAMETER;
-	reply = make_image(gpu, res);
-	if (reply != OK)
-		return reply;
-	slot = gpu_remote_slot(gpu->remote, cmd, after);
-	slot->id = res->id;
-	slot->serial = res->serial;
-	slot->rect = *rect;
-	slot->scanout = scanout;
-	gpu_remote_put(gpu->remote, WIRE_READ, &what, sizeof(what), slot);
-	return GPU_HELD;
 }

@@ -56,6 +56,17 @@ struct gpu_picture {
 	uint64_t cursor_shapes;		/* that were set */
 };
 
+/* What a scanout shows, as DRM has it. */
+struct gpu_dmabuf {
+	int fd;				/* the resource's, as long as it is there */
+	uint64_t serial;		/* no two resources have the same */
+	struct gpu_rect rect;		/* what of it is shown */
+	uint32_t width, height;		/* all of it, pixels */
+	uint32_t stride, offset, fourcc, flags;
+	uint64_t modifier;
+	int modified;			/* the modifier is known */
+};
+
 struct gpu_stats {
 	uint64_t commands;
 	uint64_t errors[6];		/* GPU_ERRORS */
@@ -64,6 +75,12 @@ struct gpu_stats {
 	uint64_t cursor_commands;
 	uint64_t resources;		/* now */
 	uint64_t bytes;			/* of them, now */
+	/* 3D */
+	uint64_t contexts;		/* now */
+	uint64_t submissions, submission_bytes;
+	uint64_t transfers_3d;		/* either way */
+	uint64_t reads, read_bytes;	/* pixels that came back for whoever looks */
+	uint64_t renderers, renderers_lost;	/* that were started; that ended unasked */
 };
 
 /* @scanouts 1 to GPU_SCANOUTS_MAX. NULL: no memory. Freed when its queues are. */
@@ -106,7 +123,7 @@ void gpu_answer(struct gpu *gpu);
 
 /*
  * 3D, by a renderer: another process, which has the memory of gpu_3d_memory() (a memfd or -errno), an eventfd for commands, one for
- * answers, and the other end of a SOCK_SEQPACKET socket. The descriptors are the caller's. gpu_reset() of a guest that used it
+ * answers, and the other ends of two SOCK_SEQPACKET sockets: @exports is for descriptors that are asked for. The descriptors are the caller's. gpu_reset() of a guest that used it
  * goes to STARTING: the caller ends the renderer and starts another. Wake the control queue's source after a change of state.
  */
 int gpu_3d_memory(void);
@@ -118,7 +135,7 @@ int gpu_3d_capsets(const struct gpu *gpu);	/* how many there are */
 /* Takes answers: a source for the worker of the queues; its kick is the eventfd of answers. */
 struct ring_source *gpu_3d_source(struct gpu *gpu);
 /* To UP, 0 or -errno. gpu_3d_region() comes next, for each. */
-int gpu_3d_start(struct gpu *gpu, int memory, int commands, int socket);
+int gpu_3d_start(struct gpu *gpu, int memory, int commands, int socket, int exports);
 /* It has ended, or is to: to LOST. */
 void gpu_3d_lost(struct gpu *gpu);
 /* It could not be started: STARTING to LOST. */
@@ -129,6 +146,19 @@ int gpu_3d_region(struct gpu *gpu, int fd, uint64_t gpa, uint64_t len, uint64_t 
 
 /* Answers of the renderer, ever; commands it has now; is their end waited for? */
 void gpu_3d_progress(const struct gpu *gpu, uint64_t *done, uint32_t *under_way, uint32_t *draining);
+
+/*
+ * Does anybody want pixels? Of 3D they are read back only then: at each flush, and what was flushed before when somebody
+ * comes. gpu_3d_behind(): not all of it is here yet; gpu_watch() tells of more.
+ */
+void gpu_set_looked(struct gpu *gpu, int looked);
+int gpu_3d_behind(const struct gpu *gpu, uint32_t scanout);
+
+/*
+ * Where the renderer draws what is shown. 0; -ENOENT: nothing that a renderer draws is; -EAGAIN: it is being asked,
+ * gpu_watch() tells when it has answered, or it cannot be asked yet; -ENOTSUP: it cannot say.
+ */
+int gpu_dmabuf(struct gpu *gpu, uint32_t scanout, struct gpu_dmabuf *out);
 
 /* Any time, any thread. */
 

@@ -23,6 +23,7 @@
 #include <string.h>
 
 #include "devices/gpu/csrc/gpu.h"
+#include "devices/gpu/render/csrc/wire.h"
 #include "ring/csrc/shm.h"
 #include "ring/csrc/stats.h"
 
@@ -53,6 +54,13 @@ struct gpu_backing {
 	uint64_t len;			/* bytes */
 };
 
+/* A resource of the renderer's as a descriptor. */
+struct gpu_exported {
+	enum { GPU_NOT_ASKED, GPU_ASKED, GPU_EXPORTED, GPU_NOT_EXPORTED } state;
+	int fd;				/* if GPU_EXPORTED */
+	struct wire_exported what;
+};
+
 struct gpu_resource {
 	struct gpu_resource *next;	/* in its bucket */
 	uint32_t id;
@@ -67,6 +75,9 @@ struct gpu_resource {
 	bool remote;			/* the renderer has it, too */
 	bool is_3d;			/* the renderer alone has its pixels; the image is what was read back */
 	bool flat;			/* 3D: one layer, one sample */
+	struct gpu_rect stale;		/* 3D: what of the image is older than the last flush; width 0: nothing */
+	uint32_t reads;			/* 3D: of it, under way */
+	struct gpu_exported exported;	/* 3D */
 	bool has_uuid;
 	uint8_t uuid[16];
 	struct gpu_backing backing;
@@ -108,6 +119,7 @@ struct gpu {
 	struct gpu_scanout scanouts[GPU_SCANOUTS_MAX];
 	int watcher;
 	_Atomic bool watched;
+	bool looked;			/* somebody wants pixels */
 	int asked;			/* who knows the modes; -1: we do */
 	bool answered;			/* what was asked last */
 	struct gpu_stats stats;		/* __atomic, relaxed */
@@ -210,7 +222,10 @@ bool gpu_format_known(uint32_t format);
 bool gpu_format_plain(uint32_t format);
 void gpu_scanout_off(struct gpu *gpu, uint32_t scanout);
 void gpu_scanout_show(struct gpu *gpu, uint32_t scanout, struct gpu_resource *res, const struct virtio_gpu_rect *rect);
-void gpu_flushed(struct gpu *gpu, struct gpu_resource *res, const struct virtio_gpu_rect *rect);
+/* @rect of it has changed: once more, or (@counted false) it was said before and is only here now. */
+void gpu_flushed(struct gpu *gpu, struct gpu_resource *res, const struct gpu_rect *rect, bool counted);
+/* The smallest one that holds both; @to of width 0 is none. */
+void gpu_rect_join(struct gpu_rect *to, const struct gpu_rect *more);
 void gpu_changed(struct gpu *gpu);
 
 #endif

@@ -107,6 +107,30 @@ bool gpu_remote_pass(struct gpu_remote *rm, int fd)
 	return sendmsg(rm->socket, &msg, MSG_DONTWAIT | MSG_NOSIGNAL) == 1;
 }
 
+bool gpu_remote_take(struct gpu_remote *rm, uint32_t resource, struct gpu_exported *to)
+{
+	union {
+		char bytes[CMSG_SPACE(sizeof(int))];
+		struct cmsghdr align;
+	} control;
+	struct wire_exported what;
+	struct iovec iov = {&what, sizeof(what)};
+	struct msghdr msg = {.msg_iov = &iov, .msg_iovlen = 1, .msg_control = &control, .msg_controllen = sizeof(control)};
+	ssize_t n = rm->exports < 0 ? -1 : recvmsg(rm->exports, &msg, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
+	struct cmsghdr *c = n < 0 ? NULL : CMSG_FIRSTHDR(&msg);
+	int fd;
+
+	if (!c || c->cmsg_level != SOL_SOCKET || c->cmsg_type != SCM_RIGHTS || c->cmsg_len != CMSG_LEN(sizeof(int)))
+		return false;
+	memcpy(&fd, CMSG_DATA(c), sizeof(fd));
+	if (n != (ssize_t)sizeof(what) || what.resource != resource || msg.msg_flags & (MSG_TRUNC | MSG_CTRUNC)) {
+		close(fd);
+		return false;
+	}
+	*to = (struct gpu_exported){GPU_EXPORTED, fd, what};
+	return true;
+}
+
 /* --- slots -------------------------------------------------------------------------------------------------------- */
 
 struct gpu_slot *gpu_remote_slot(struct gpu_remote *rm, const struct gpu_cmd *cmd, enum gpu_after after)
@@ -164,15 +188,29 @@ static void follow(struct gpu_remote *rm, const struct gpu_slot *slot, bool ok)
 		if (!ok && res)
 			gpu_resource_drop(gpu, res);
 		break;
-	case GPU_AFTER_READ:
+	case GPU_AFTER_FLUSH:
 		res = resource_of(gpu, slot);
 		if (ok && res)
-			gpu_flushed(gpu, res, &slot->rect);
+			gpu_flushed(gpu, res, &slot->rect, true);
+		break;
+	case GPU_AFTER_READ:
+	case GPU_AFTER_CATCHING_UP:
+		res = resource_of(gpu, slot);
+		if (!res)
+			break;
+		res->reads--;
+		if (ok)
+			gpu_flushed(gpu, res, &slot->rect, slot->after == GPU_AFTER_READ);
+		else
+			gpu_changed(gpu);	/* that is all that comes */
 		break;
 	case GPU_AFTER_CURSOR:
 		res = resource_of(gpu, slot);
 		if (ok && res)
 			gpu_cursor_image(gpu, slot->scanout, res);
+		break;
+	case GPU_AFTER_EXPORT:
+		gpu_3d_exported(rm, resource_of(gpu, slot), slot->id, ok);
 		break;
 	default:
 		break;
@@ -239,6 +277,7 @@ static int answers_poll(struct ring_source *source, int budget)
 	if (nr) {
 		__atomic_store_n(&rm->done, rm->done + nr, __ATOMIC_RELAXED);
 		gpu_queue_went_on(rm->gpu);
+		gpu_3d_catch_up(rm->gpu);
 	}
 	return (int)nr;
 }
@@ -292,7 +331,7 @@ int gpu_3d_enable(struct gpu *gpu, uint32_t contexts)
 	rm->source.news_fd = -1;
 	rm->gpu = gpu;
 	rm->state = GPU_3D_STARTING;
-	rm->commands = rm->socket = -1;
+	rm->commands = rm->socket = rm->exports = -1;
 	rm->max_contexts = contexts;
 	all_free(rm);
 	gpu->remote = rm;
@@ -364,10 +403,10 @@ static void unmap(struct gpu_remote *rm)
 	if (rm->wire)
 		munmap(rm->wire, sizeof(*rm->wire));
 	rm->wire = NULL;
-	rm->commands = rm->socket = -1;
+	rm->commands = rm->socket = rm->exports = -1;
 }
 
-int gpu_3d_start(struct gpu *gpu, int memory, int commands, int socket)
+int gpu_3d_start(struct gpu *gpu, int memory, int commands, int socket, int exports)
 {
 	struct gpu_remote *rm = gpu->remote;
 	void *wire = mmap(NULL, sizeof(*rm->wire), PROT_READ | PROT_WRITE, MAP_SHARED, memory, 0);
@@ -378,10 +417,12 @@ int gpu_3d_start(struct gpu *gpu, int memory, int commands, int socket)
 	rm->wire = wire;
 	rm->commands = commands;
 	rm->socket = socket;
+	rm->exports = exports;
 	rm->head = 0;
 	rm->answered = 0;
 	rm->touched = false;
 	rm->state = GPU_3D_UP;
+	ring_count(&gpu->stats.renderers, 1);
 	shm_store32(&rm->wire->display_sleeps, 1);
 	return 0;
 }
@@ -394,15 +435,19 @@ void gpu_3d_lost(struct gpu *gpu)
 	unmap(rm);
 	gpu_remote_fail(rm);
 	for (uint32_t i = 0; i < GPU_BUCKETS; i++) {
-		for (struct gpu_resource *res = gpu->buckets[i]; res; res = res->next)
+		for (struct gpu_resource *res = gpu->buckets[i]; res; res = res->next) {
 			res->remote = res->is_3d;	/* 2D goes on */
+			res->stale = (struct gpu_rect){0};
+		}
 	}
+	gpu_changed(gpu);
+	ring_count(&gpu->stats.renderers_lost, 1);
 }
 
 void gpu_remote_reset(struct gpu_remote *rm)
 {
 	gpu_remote_fail(rm);
-	rm->nr_contexts = 0;
+	gpu_context_count(rm, 0);
 	if (rm->state == GPU_3D_LOST || rm->touched) {
 		rm->state = GPU_3D_STARTING;
 		unmap(rm);

@@ -18,8 +18,11 @@ enum gpu_after {
 	GPU_AFTER_FENCE,		/* the reply is in the chain already */
 	GPU_AFTER_CONTEXT,		/* was made: or not, then it is forgotten */
 	GPU_AFTER_RESOURCE,		/* likewise */
+	GPU_AFTER_FLUSH,		/* of what nobody wants pixels of: damage */
 	GPU_AFTER_READ,			/* the image has changed: damage */
+	GPU_AFTER_CATCHING_UP,		/* likewise, with what was flushed before */
 	GPU_AFTER_CURSOR,		/* likewise: the cursor of a scanout */
+	GPU_AFTER_EXPORT,		/* a descriptor has come, or none will */
 };
 
 /* A command under way. */
@@ -30,7 +33,7 @@ struct gpu_slot {
 	uint32_t id;			/* of the context, the resource */
 	uint64_t serial;		/* of the resource */
 	uint32_t scanout;
-	struct virtio_gpu_rect rect;
+	struct gpu_rect rect;
 	uint16_t next;			/* free one */
 	uint8_t after;
 	bool used, fenced;
@@ -42,7 +45,7 @@ struct gpu_remote {
 	int state;			/* GPU_3D_* */
 	bool touched;			/* a guest has used it since it was started */
 	struct wire *wire;		/* NULL unless up */
-	int commands, socket;		/* not owned */
+	int commands, socket, exports;	/* not owned */
 	uint32_t head, answered;
 	uint32_t fences;		/* under way */
 	uint32_t under_way;
@@ -74,6 +77,8 @@ void gpu_remote_put(struct gpu_remote *rm, enum wire_op op, const void *data, ui
 struct gpu_slot *gpu_remote_slot(struct gpu_remote *rm, const struct gpu_cmd *cmd, enum gpu_after after);
 /* Pass a descriptor to the renderer, whose next message tells what for. False: it takes none. */
 bool gpu_remote_pass(struct gpu_remote *rm, int fd);
+/* What the renderer passed before it answered: false: nothing, or not what was asked. */
+bool gpu_remote_take(struct gpu_remote *rm, uint32_t resource, struct gpu_exported *to);
 /* Everything under way is answered with an error. */
 void gpu_remote_fail(struct gpu_remote *rm);
 void gpu_remote_reset(struct gpu_remote *rm);
@@ -81,7 +86,10 @@ void gpu_remote_free(struct gpu_remote *rm);
 
 bool gpu_context_known(const struct gpu_remote *rm, uint32_t id);
 void gpu_context_forget(struct gpu_remote *rm, uint32_t id);
+void gpu_context_count(struct gpu_remote *rm, uint32_t nr);
 
+/* May the guest send 3D commands, and can the renderer take so many messages with so much data now? OK_NODATA: yes. */
+uint32_t gpu_3d_gate(struct gpu *gpu, uint32_t messages, uint64_t bytes);
 /* command3d.c: as command.c's. */
 uint32_t gpu_get_capset_info(struct gpu *gpu, struct gpu_cmd *cmd);
 uint32_t gpu_get_capset(struct gpu *gpu, struct gpu_cmd *cmd);
@@ -98,8 +106,12 @@ uint32_t gpu_3d_attach(struct gpu *gpu, struct gpu_resource *res, const struct g
 uint32_t gpu_3d_detach(struct gpu *gpu, struct gpu_resource *res, const struct gpu_cmd *cmd);
 uint32_t gpu_3d_unref(struct gpu *gpu, struct gpu_resource *res, const struct gpu_cmd *cmd);
 uint32_t gpu_3d_transfer(struct gpu *gpu, struct gpu_resource *res, const struct gpu_cmd *cmd);
-/* Read @rect of it back into its image, for @after; @cmd NULL: nobody waits for it. */
-uint32_t gpu_3d_read(struct gpu *gpu, struct gpu_resource *res, const struct virtio_gpu_rect *rect, const struct gpu_cmd *cmd,
-		     enum gpu_after after, uint32_t scanout);
+uint32_t gpu_3d_show(struct gpu *gpu, struct gpu_resource *res, const struct gpu_rect *rect, const struct gpu_cmd *cmd);
+uint32_t gpu_3d_flush(struct gpu *gpu, struct gpu_resource *res, const struct gpu_rect *rect, const struct gpu_cmd *cmd);
+void gpu_3d_cursor(struct gpu *gpu, struct gpu_resource *res, uint32_t scanout);
+/* The answer to WIRE_EXPORT of @id; @res NULL: it is gone. */
+void gpu_3d_exported(struct gpu_remote *rm, struct gpu_resource *res, uint32_t id, bool ok);
+/* Read back what is shown, stale, and not under way yet. */
+void gpu_3d_catch_up(struct gpu *gpu);
 
 #endif

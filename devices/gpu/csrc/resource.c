@@ -4,7 +4,7 @@
  */
 #include <stdlib.h>
 #include <sys/mman.h>
-#include <sys/mman.h>
+#include <unistd.h>
 
 #include "devices/gpu/csrc/gpu_int.h"
 #include "ring/csrc/mem.h"
@@ -153,6 +153,8 @@ void gpu_resource_drop(struct gpu *gpu, struct gpu_resource *res)
 	gpu_resource_refund(gpu, res, res->cost);
 	count_resources(gpu, gpu->nr_resources - 1);
 	gpu_image_drop(res->image);
+	if (res->exported.state == GPU_EXPORTED)
+		close(res->exported.fd);
 	free(res);
 }
 

@@ -50,19 +50,17 @@ void gpu_changed(struct gpu *gpu)
 		return;	/* a full counter wakes as well */
 }
 
-static void damage(struct gpu_scanout *s, uint32_t x, uint32_t y, uint32_t width, uint32_t height)
+void gpu_rect_join(struct gpu_rect *to, const struct gpu_rect *more)
 {
-	struct gpu_rect *d = &s->damage;
-	uint32_t right = x + width, bottom = y + height;
+	uint32_t x = more->x, y = more->y, right = x + more->width, bottom = y + more->height;
 
-	if (d->width) {
-		right = right > d->x + d->width ? right : d->x + d->width;
-		bottom = bottom > d->y + d->height ? bottom : d->y + d->height;
-		x = x < d->x ? x : d->x;
-		y = y < d->y ? y : d->y;
+	if (to->width) {
+		right = right > to->x + to->width ? right : to->x + to->width;
+		bottom = bottom > to->y + to->height ? bottom : to->y + to->height;
+		x = x < to->x ? x : to->x;
+		y = y < to->y ? y : to->y;
 	}
-	*d = (struct gpu_rect){x, y, right - x, bottom - y};
-	s->flushes++;
+	*to = (struct gpu_rect){x, y, right - x, bottom - y};
 }
 
 void gpu_scanout_off(struct gpu *gpu, uint32_t scanout)
@@ -88,12 +86,12 @@ void gpu_scanout_show(struct gpu *gpu, uint32_t scanout, struct gpu_resource *re
 	s->resource = res;
 	res->shown |= 1u << scanout;
 	s->rect = (struct gpu_rect){rect->x, rect->y, rect->width, rect->height};
-	s->damage = (struct gpu_rect){0};
-	damage(s, 0, 0, rect->width, rect->height);
+	s->damage = (struct gpu_rect){0, 0, rect->width, rect->height};
+	s->flushes++;
 	gpu_changed(gpu);
 }
 
-void gpu_flushed(struct gpu *gpu, struct gpu_resource *res, const struct virtio_gpu_rect *rect)
+void gpu_flushed(struct gpu *gpu, struct gpu_resource *res, const struct gpu_rect *rect, bool counted)
 {
 	uint32_t shown = res->shown;
 
@@ -106,8 +104,10 @@ void gpu_flushed(struct gpu *gpu, struct gpu_resource *res, const struct virtio_
 		shown &= shown - 1;
 		right = right < r->x + r->width ? right : r->x + r->width;
 		bottom = bottom < r->y + r->height ? bottom : r->y + r->height;
-		if (left < right && top < bottom)
-			damage(s, left - r->x, top - r->y, right - left, bottom - top);
+		if (left >= right || top >= bottom)
+			continue;
+		gpu_rect_join(&s->damage, &(struct gpu_rect){left - r->x, top - r->y, right - left, bottom - top});
+		s->flushes += counted;
 	}
 	if (res->shown)
 		gpu_changed(gpu);

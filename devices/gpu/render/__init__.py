@@ -10,6 +10,6 @@ renderer share a ring of commands (`csrc/wire.h`) and the guest's memory.
 
 from __future__ import annotations
 
-from devices.gpu.render.renderer import Renderer, RendererError, open_renderer
+from devices.gpu.render.renderer import Kind, Renderer, RendererError, open_renderer
 
-__all__ = ["Renderer", "RendererError", "open_renderer"]
+__all__ = ["Kind", "Renderer", "RendererError", "open_renderer"]

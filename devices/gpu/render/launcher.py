@@ -1,8 +1,8 @@
 """The launcher: forks a renderer when the display asks for one, and says how it ended. A process without threads.
 
-Messages on a socket that keeps them apart: from the display ``S`` with four descriptors (shared memory, its eventfd for
-commands, the one for answers, the renderer's socket) starts one, ``K`` ends it. To the display: ``E`` and a few words
-when it has ended. The end of the socket is the end of both.
+Messages on a socket that keeps them apart: from the display ``S`` with five descriptors (shared memory, its eventfd for
+commands, the one for answers, the renderer's socket, the one for what it exports) starts one, ``K`` ends it. To the
+display: ``E`` and a few words when it has ended. The end of the socket is the end of both.
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ from pathlib import Path
 from typing import Any, Final, NoReturn
 
 from vhost.sandbox import Confinement, seal
+from vhost.sandbox.confinement import Mode
 
 __all__ = ["main"]
 
-_FDS: Final = 4
+_FDS: Final = 5
 _WORDS: Final = 400
 
 #: where libraries, drivers of OpenGL and what they read are
@@ -61,8 +62,8 @@ def _confine(confined: bool, node: int) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     Path("/proc/self/oom_score_adj").write_text("1000")
     if confined:
-        mode = "none" if node >= 0 else "namespace"
-        seal([Confinement(mode=mode, syscalls=_SYSCALLS, readable=_READABLE)])  # type: ignore[arg-type]
+        sight: Mode = "none" if node >= 0 else "namespace"
+        seal([Confinement(mode=sight, syscalls=_SYSCALLS, readable=_READABLE)])
 
 
 def _render(kind: str, fds: list[int], node: int, confined: bool) -> str:
@@ -72,7 +73,11 @@ def _render(kind: str, fds: list[int], node: int, confined: bool) -> str:
     ffi, lib = module.ffi, module.lib
     options = ffi.new(
         "struct render_options *",
-        {"memory": fds[0], "commands": fds[1], "answers": fds[2], "socket": fds[3], "node": node, "software": node < 0},
+        {
+            **dict(zip(("memory", "commands", "answers", "socket", "exports"), fds, strict=True)),
+            "node": node,
+            "software": node < 0,
+        },
     )
     words = ffi.new("char[]", _WORDS)
     failed = lib.render_run(options, words, _WORDS)

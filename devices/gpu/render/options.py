@@ -15,6 +15,7 @@ OPTIONS = (
     Option("virgl", "flag", "offer 3D: OpenGL for the guest (virgl); by the CPU unless there is a render node", False),
     Option("render-node", "path", "the GPU that draws: /dev/dri/renderD128; takes --virgl", metavar="PATH"),
     Option("venus", "flag", "offer Vulkan", False),
+    Option("no-dmabufs", "flag", "QEMU gets pixels of 3D, not dma-bufs: its display has no OpenGL", False),
     Option("max-contexts", "int", "most 3D contexts of the guest", 256, minimum=1, maximum=1 << 16),
 )
 

@@ -45,17 +45,20 @@ class Started:
     Attributes:
         memory: shared with it, a descriptor.
         socket: to it.
+        exports: from it: descriptors.
         ready: what it said first: a ``struct wire_ready``.
     """
 
-    def __init__(self, memory: OwnedFd, sock: socket.socket) -> None:
+    def __init__(self, memory: OwnedFd, sock: socket.socket, exports: socket.socket) -> None:
         self.memory = memory
         self.socket = sock
+        self.exports = exports
         self.ready = b""
 
     def close(self) -> None:
         """Its end, as it sees it."""
         self.memory.close()
+        self.exports.close()
         if self.socket.fileno() >= 0:
             trio.lowlevel.notify_closing(self.socket)
         self.socket.close()
@@ -90,11 +93,12 @@ class Renderer:
         if memory < 0:
             raise RendererError(f"no memory to share with a renderer: {os.strerror(-memory)}")
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        started = Started(OwnedFd(memory), ours)
+        mine, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        started = Started(OwnedFd(memory), ours, mine)
         ours.setblocking(False)
         try:
-            with theirs:
-                fds = [memory, self.commands.fileno(), self.answers.fileno(), theirs.fileno()]
+            with theirs, its:
+                fds = [memory, self.commands.fileno(), self.answers.fileno(), theirs.fileno(), its.fileno()]
                 socket.send_fds(self._control, [b"S"], fds)
             self._running = True
             with trio.move_on_after(_START_SECONDS):

@@ -342,6 +342,42 @@ static uint32_t read_back(struct render *r, const void *data, uint32_t bytes)
 	return render_draw.read(res, t);
 }
 
+static bool pass(const struct render *r, const struct wire_exported *what, int fd)
+{
+	union {
+		char bytes[CMSG_SPACE(sizeof(int))];
+		struct cmsghdr align;
+	} control = {0};
+	struct iovec iov = {(void *)(uintptr_t)what, sizeof(*what)};
+	struct msghdr msg = {.msg_iov = &iov, .msg_iovlen = 1, .msg_control = &control, .msg_controllen = sizeof(control)};
+	struct cmsghdr *c = CMSG_FIRSTHDR(&msg);
+
+	c->cmsg_level = SOL_SOCKET;
+	c->cmsg_type = SCM_RIGHTS;
+	c->cmsg_len = CMSG_LEN(sizeof(int));
+	memcpy(CMSG_DATA(c), &fd, sizeof(fd));
+	return sendmsg(r->exports, &msg, MSG_DONTWAIT | MSG_NOSIGNAL) == (ssize_t)sizeof(*what);
+}
+
+static uint32_t export(struct render *r, const void *data, uint32_t bytes)
+{
+	const struct wire_use *use = data;
+	struct render_resource *res = resource_of(r, use->resource);
+	struct wire_exported what = {.resource = use->resource};
+	bool passed;
+	int fd;
+
+	(void)bytes;
+	if (!res)
+		return BAD_RESOURCE;
+	fd = render_draw.export(res, &what);
+	if (fd < 0)
+		return UNSPEC;
+	passed = pass(r, &what, fd);
+	close(fd);
+	return passed ? OK : NO_MEMORY;
+}
+
 static uint32_t nothing(struct render *r, const void *data, uint32_t bytes)
 {
 	(void)r;
@@ -371,6 +407,7 @@ static const struct {
 	[WIRE_SUBMIT] = {submit, sizeof(struct wire_use), true},
 	[WIRE_IMAGE] = {image, sizeof(struct wire_image), false},
 	[WIRE_READ] = {read_back, sizeof(struct wire_transfer), false},
+	[WIRE_EXPORT] = {export, sizeof(struct wire_use), false},
 };
 
 uint32_t render_command(struct render *r, uint32_t op, uint8_t *data, uint32_t bytes)

@@ -137,6 +137,7 @@ static int begin(struct render *r, const struct render_options *options, struct 
 	r->commands = options->commands;
 	r->answers = options->answers;
 	r->socket = options->socket;
+	r->exports = options->exports;
 	r->copy = aligned_alloc(64, WIRE_DATA_MAX);
 	if (!r->copy)
 		return -ENOMEM;

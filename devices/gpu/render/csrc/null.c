@@ -10,7 +10,7 @@
  *	5			release the oldest
  */
 #include <stdlib.h>
-#include <sys/eventfd.h>
+#include <sys/mman.h>
 #include <unistd.h>
 
 #include "devices/gpu/render/csrc/render_int.h"
@@ -74,15 +74,77 @@ static void attach(uint32_t context, const struct render_resource *res, bool on)
 	(void)on;
 }
 
+/* What a resource holds: memory of ours alone, until it is exported. */
+struct drawn {
+	uint8_t *pixels;
+	int fd;			/* -1: not exported */
+};
+
+static uint8_t *pixels_of(const struct render_resource *res)
+{
+	return ((struct drawn *)res->drawn)->pixels;
+}
+
 static uint32_t resource_create(struct render_resource *res)
 {
-	res->drawn = calloc(1, bytes_of(res) ? bytes_of(res) : 1);
-	return res->drawn ? OK : VIRTIO_GPU_RESP_ERR_OUT_OF_MEMORY;
+	struct drawn *d = malloc(sizeof(*d));
+
+	if (!d)
+		return VIRTIO_GPU_RESP_ERR_OUT_OF_MEMORY;
+	d->pixels = calloc(1, bytes_of(res) ? bytes_of(res) : 1);
+	d->fd = -1;
+	if (!d->pixels) {
+		free(d);
+		return VIRTIO_GPU_RESP_ERR_OUT_OF_MEMORY;
+	}
+	res->drawn = d;
+	return OK;
 }
 
 static void resource_unref(struct render_resource *res)
 {
-	free(res->drawn);
+	struct drawn *d = res->drawn;
+
+	if (d->fd >= 0) {
+		munmap(d->pixels, bytes_of(res));
+		close(d->fd);
+	} else {
+		free(d->pixels);
+	}
+	free(d);
+}
+
+/* From now on it lies in a memfd. */
+static bool share(struct drawn *d, uint64_t bytes)
+{
+	int fd = memfd_create("null-resource", MFD_CLOEXEC);
+	void *at;
+
+	if (fd < 0)
+		return false;
+	at = ftruncate(fd, (off_t)bytes) < 0 ? MAP_FAILED : mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+	if (at == MAP_FAILED) {
+		close(fd);
+		return false;
+	}
+	memcpy(at, d->pixels, bytes);
+	free(d->pixels);
+	d->pixels = at;
+	d->fd = fd;
+	return true;
+}
+
+static int export(struct render_resource *res, struct wire_exported *out)
+{
+	struct drawn *d = res->drawn;
+
+	if (!bytes_of(res) || (d->fd < 0 && !share(d, bytes_of(res))))
+		return -1;
+	out->fourcc = 'X' | 'R' << 8 | '2' << 16 | '4' << 24;
+	out->stride = res->what.width * RENDER_PIXEL;
+	out->flags = res->what.flags;
+	out->bytes = bytes_of(res);
+	return dup(d->fd);
 }
 
 static uint32_t backing(struct render_resource *res, bool on)
@@ -122,7 +184,7 @@ static uint32_t transfer(struct render_resource *res, const struct wire_transfer
 	    t->y > res->what.height || t->height > res->what.height - t->y)
 		return BAD_PARAMETER;
 	for (uint32_t y = 0; y < t->height; y++) {
-		uint8_t *row = (uint8_t *)res->drawn + ((uint64_t)(t->y + y) * res->what.width + t->x) * RENDER_PIXEL;
+		uint8_t *row = pixels_of(res) + ((uint64_t)(t->y + y) * res->what.width + t->x) * RENDER_PIXEL;
 
 		if (!copy(res, t->offset + y * stride, row, (uint64_t)t->width * RENDER_PIXEL, to_host))
 			return BAD_PARAMETER;
@@ -135,7 +197,7 @@ static uint32_t read_back(struct render_resource *res, const struct wire_transfe
 	for (uint32_t y = t->y; y < t->y + t->height; y++) {
 		uint64_t at = ((uint64_t)y * res->what.width + t->x) * RENDER_PIXEL;
 
-		memcpy(res->image + at, (uint8_t *)res->drawn + at, (uint64_t)t->width * RENDER_PIXEL);
+		memcpy(res->image + at, pixels_of(res) + at, (uint64_t)t->width * RENDER_PIXEL);
 	}
 	return OK;
 }
@@ -156,7 +218,7 @@ static uint32_t fill(uint32_t id, uint32_t colour)
 	if (!res)
 		return VIRTIO_GPU_RESP_ERR_INVALID_RESOURCE_ID;
 	for (uint64_t at = 0; at < bytes_of(res); at += RENDER_PIXEL)
-		memcpy((uint8_t *)res->drawn + at, &colour, RENDER_PIXEL);
+		memcpy(pixels_of(res) + at, &colour, RENDER_PIXEL);
 	return OK;
 }
 
@@ -197,4 +259,5 @@ const struct render_draw render_draw = {
 	.transfer = transfer,
 	.read = read_back,
 	.submit = submit,
+	.export = export,
 };

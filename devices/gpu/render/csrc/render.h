@@ -13,6 +13,7 @@ struct render_options {
 	int commands;		/* an eventfd, ours to wait for */
 	int answers;		/* an eventfd, the display's */
 	int socket;		/* descriptors; its end is the end of the renderer */
+	int exports;		/* descriptors for the display */
 	int node;		/* the GPU's render node; -1: none */
 	uint32_t software;	/* draw with the CPU */
 };

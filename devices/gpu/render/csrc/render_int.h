@@ -69,11 +69,13 @@ extern const struct render_draw {
 	/* @res to its image; the rectangle lies in both. */
 	uint32_t (*read)(struct render_resource *res, const struct wire_transfer *t);
 	uint32_t (*submit)(uint32_t context, uint32_t *words, uint32_t nr);
+	/* A descriptor of its memory, the caller's, and what lies in it; -1: it has none. */
+	int (*export)(struct render_resource *res, struct wire_exported *out);
 } render_draw;
 
 struct render {
 	struct wire *wire;
-	int commands, answers, socket;
+	int commands, answers, socket, exports;
 	uint32_t tail, answered;
 	uint8_t *copy;			/* of the command at hand */
 	struct render_region regions[RENDER_REGIONS];

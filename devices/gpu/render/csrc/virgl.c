@@ -176,6 +176,33 @@ static uint32_t submit(uint32_t context, uint32_t *words, uint32_t nr)
 	return virgl_renderer_submit_cmd(words, (int)context, (int)nr) ? BAD_PARAMETER : OK;
 }
 
+/* Takes a GPU whose driver exports textures. */
+static int export(struct render_resource *res, struct wire_exported *out)
+{
+#ifdef VIRGL_RENDERER_RESOURCE_INFO_EXT_VERSION
+	struct virgl_renderer_resource_info_ext ext = {.version = VIRGL_RENDERER_RESOURCE_INFO_EXT_VERSION};
+	struct virgl_renderer_resource_info *info = &ext.base;
+	bool found = !virgl_renderer_resource_get_info_ext((int)res->what.id, &ext);
+#else
+	struct virgl_renderer_resource_info plain = {0}, *info = &plain;
+	bool found = !virgl_renderer_resource_get_info((int)res->what.id, info);
+#endif
+	int fd = -1, stride = 0, offset = 0;
+
+	if (!found || virgl_renderer_get_fd_for_texture2(info->tex_id, &fd, &stride, &offset))
+		return -1;
+	out->fourcc = (uint32_t)info->drm_fourcc;
+	out->stride = (uint32_t)stride;
+	out->offset = (uint32_t)offset;
+	out->flags = info->flags;
+#ifdef VIRGL_RENDERER_RESOURCE_INFO_EXT_VERSION
+	out->modifier = ext.modifiers;
+#else
+	out->modifier = WIRE_NO_MODIFIER;
+#endif
+	return fd;
+}
+
 const struct render_draw render_draw = {
 	.about = "virgl, by libvirglrenderer",
 	.init = init,
@@ -191,4 +218,5 @@ const struct render_draw render_draw = {
 	.transfer = transfer,
 	.read = read_back,
 	.submit = submit,
+	.export = export,
 };

@@ -5,8 +5,8 @@
  * The memory is a memfd that can neither shrink nor grow. The display writes commands, one after the other, each in one
  * piece; a command that does not fit before the end is preceded by WIRE_PAD. The renderer does them in their order and
  * answers each that has a slot: at once, or, with WIRE_FENCE, when the GPU has come that far; answers of fences are in
- * their order. Descriptors (of guest memory, of images) come by a socket beside, one with each command that needs one.
- * Whoever sleeps says so, and is woken by an eventfd.
+ * their order. Descriptors (of guest memory, of images) come by a socket beside, one with each command that needs one;
+ * those that the display asks for go by another, each before its answer. Whoever sleeps says so, and is woken by an eventfd.
  *
  * Neither side trusts the other: each number is read once and checked.
  */
@@ -46,6 +46,7 @@ enum wire_op {
 	WIRE_SUBMIT,			/* wire_use, then the commands */
 	WIRE_IMAGE,			/* wire_image and a descriptor: where the resource is read back to */
 	WIRE_READ,			/* wire_transfer: x, y, width, height: into the image */
+	WIRE_EXPORT,			/* wire_use; its answer comes after a wire_exported with a descriptor */
 	WIRE_OPS,
 };
 
@@ -88,6 +89,18 @@ struct wire_image {
 	uint32_t resource, pad;
 	uint64_t bytes;
 };
+
+/* A resource as a descriptor. */
+struct wire_exported {
+	uint32_t resource;
+	uint32_t fourcc, stride, offset;	/* of its pixels, as DRM has them */
+	uint32_t flags;			/* VIRTIO_GPU_RESOURCE_FLAG_* */
+	uint32_t pad;
+	uint64_t modifier;		/* WIRE_NO_MODIFIER: not known */
+	uint64_t bytes;
+};
+
+#define WIRE_NO_MODIFIER 0x00ffffffffffffffull
 
 struct wire_transfer {
 	uint32_t resource, context, level, stride, layer_stride;
