@@ -66,6 +66,8 @@ class _Lib:
         """int(*)(struct gpu_load *)"""
     def gpu_load_run(self, _0: CData, _1: int, _2: int, /) -> int:
         """int(*)(struct gpu_load *, uint64_t, int)"""
+    def gpu_load_set_commands(self, _0: CData, _1: int, _2: int, _3: int, /) -> None:
+        """void(*)(struct gpu_load *, uint32_t, uint64_t, uint32_t)"""
     def gpu_load_set_display(self, _0: CData, _1: int, _2: int, /) -> int:
         """int(*)(struct gpu_load *, int, int)"""
     def gpu_load_set_queue(self, _0: CData, _1: CData, _2: int, _3: int, _4: CData, _5: int, /) -> int:

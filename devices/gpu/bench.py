@@ -18,6 +18,8 @@ __all__ = ["command"]
 @click.option("--socket-path", "path", required=True, metavar="PATH", help="Socket the back-end listens on.")
 @click.option("--size", default="1920x1080", show_default=True, metavar="WxH", help="Of the picture, pixels.")
 @click.option("--rect", metavar="WxH", help="Of what a frame changes, pixels; all of it if not given.")
+@click.option("--words", type=int, default=0, help="Frames are of 3D: SUBMIT_3D of so many words that change state.")
+@click.option("--clear/--no-clear", default=False, help="Of 3D: clear the picture in each.  [default: no-clear]")
 @click.option("--iodepth", "depth", type=int, default=4, show_default=True, help="Frames in flight.")
 @click.option("--display/--no-display", default=False, help="Be QEMU's display and read it.  [default: no-display]")
 @click.option(
@@ -37,7 +39,7 @@ def command(
 ) -> None:  # fmt: skip
     """Drive the display behind a vhost-user socket and say what it costs both sides.
 
-    A frame is a transfer of pixels to the back-end and the flush of the same rectangle.
+    A frame is a transfer of pixels to the back-end and the flush of the same rectangle; of 3D, a submission.
     """
     try:
         workload = Workload(size=_pixels(size), rect=_pixels(rect) if rect else (), **options)
@@ -58,10 +60,9 @@ def _pixels(text: str) -> tuple[int, int]:
 def show(result: Result, console: Console) -> None:
     """The result as a table."""
     workload, latency = result.workload, result.latency
-    rows = [
-        ("frames/s", f"{result.frames_per_second:,.0f}"),
-        ("pixels of them", f"{result.bytes_per_second / 1e9:,.2f} GB/s"),
-    ]
+    rows = [("frames/s", f"{result.frames_per_second:,.0f}")]
+    if not workload.words:
+        rows.append(("pixels of them", f"{result.bytes_per_second / 1e9:,.2f} GB/s"))
     if workload.display:
         rows += [
             ("updates/s shown", f"{result.updates_per_second:,.0f}"),
@@ -72,6 +73,8 @@ def show(result: Result, console: Console) -> None:
 
 
 def _what(workload: Workload) -> str:
+    if workload.words:
+        return f"{workload.words} words of 3D" + (f", {'x'.join(map(str, workload.size))} cleared" * workload.clear)
     area, size = ("x".join(map(str, pair)) for pair in (workload.area, workload.size))
     return f"{area} of {size}" if workload.rect else f"all of {size}"
 

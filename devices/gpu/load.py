@@ -35,9 +35,15 @@ _PIXEL: Final = 4
 _SIDE_MAX: Final = 16384
 _HEADER: Final = struct.Struct("<IIQIB3x")
 _CREATE_2D, _UNREF, _SET_SCANOUT, _ATTACH_BACKING = 0x101, 0x102, 0x103, 0x106
+_CTX_CREATE, _CTX_ATTACH, _CREATE_3D, _SUBMIT_3D = 0x200, 0x202, 0x204, 0x207
+_VIRGL: Final = 1 << 0
+_CONTEXT: Final = 1
 _OK: Final = 0x1100
 _ENTRY: Final = struct.Struct("<QII")
 _PIECES_MAX: Final = 16384
+_WORDS_MAX: Final = 32760
+#: of one 3D command that changes state
+_COLOUR_WORDS: Final = 5
 _DRAIN_S: Final = 10
 _SHOWN_S: Final = 10
 
@@ -52,8 +58,10 @@ class Workload:
     """What a guest draws.
 
     Attributes:
-        size: of the resource that is shown, pixels.
+        size: of the resource that is shown, pixels; of 3D, that is drawn to.
         rect: of what a frame changes: TRANSFER_TO_HOST_2D and RESOURCE_FLUSH; empty: all of it.
+        words: of 3D: a frame is a SUBMIT_3D with its fence, of so many words that change state; 0: frames are of 2D.
+        clear: of 3D: and all of the picture is cleared then.
         depth: frames in flight, 1-256.
         display: be QEMU at the other end of a display socket, and read what is shown.
         piece_bytes: the resource's memory is in pieces of so many bytes; 0: one.
@@ -69,6 +77,8 @@ class Workload:
 
     size: tuple[int, int] = (1920, 1080)
     rect: tuple[int, int] | tuple[()] = ()
+    words: int = 0
+    clear: bool = False
     depth: int = 4
     display: bool = False
     piece_bytes: int = 0
@@ -97,7 +107,9 @@ class Workload:
 
     @property
     def frame_bytes(self) -> int:
-        """Of a frame's pixels."""
+        """Of a frame's pixels; 3D commands have none."""
+        if self.words:
+            return 0
         return self.area[0] * self.area[1] * _PIXEL
 
     @property
@@ -115,6 +127,10 @@ class Workload:
             raise ValueError(f"depth {self.depth} is not 1 to {lib.GPU_LOAD_DEPTH}")
         if self.piece_bytes and self.bytes > self.piece_bytes * _PIECES_MAX:
             raise ValueError(f"more than {_PIECES_MAX} pieces of memory; use larger ones")
+        if self.words % _COLOUR_WORDS or not 0 <= self.words <= _WORDS_MAX or (self.clear and not self.words):
+            raise ValueError(f"3D commands are {_COLOUR_WORDS} to {_WORDS_MAX} words, a multiple of {_COLOUR_WORDS}")
+        if self.words and self.display:
+            raise ValueError("3D commands show nothing; leave the display away")
         if self.verify and not self.display:
             raise ValueError("what is shown can be compared only with a display")
         if missing := set(self.cpus) - os.sched_getaffinity(0):
@@ -187,6 +203,10 @@ class _Generator(Generator):
             if code < 0:
                 raise DeviceError(_display_error(code))
 
+    def set_commands(self, gpa: int, size: int) -> None:
+        """3D commands that each frame is of."""
+        lib.gpu_load_set_commands(self._ptr, _CONTEXT, gpa, size)
+
     def shown(self) -> bytes | None:
         """Pixels of the display; None: not kept, or of another size."""
         pixels = lib.gpu_load_shown(self._ptr)
@@ -229,7 +249,7 @@ async def measure(target: Target, workload: Workload) -> Result:
                 raise VhostError("the back-end offers no VIRTIO 1.0 device; this front-end drives no older ones")
             await frontend.start(
                 queues=2, size=workload.entries, packed=workload.packed, event_idx=workload.event_idx,
-                indirect=workload.indirect, features=0, serve=False,
+                indirect=workload.indirect, features=_VIRGL if workload.words else 0, serve=False,
             )  # fmt: skip
             generator = _Generator(frontend, workload)
             try:
@@ -239,7 +259,7 @@ async def measure(target: Target, workload: Workload) -> Result:
 
 
 def _memory_bytes(workload: Workload) -> int:
-    rings = 2 * (workload.entries * 300 + (64 << 10)) + workload.depth * lib.GPU_LOAD_SLOT_BYTES
+    rings = 4 * workload.words + 2 * (workload.entries * 300 + (64 << 10)) + workload.depth * lib.GPU_LOAD_SLOT_BYTES
     return (workload.bytes + rings + _PIECES_MAX * _ENTRY.size + (4 << 20)) & -(2 << 20)
 
 
@@ -257,11 +277,50 @@ async def _attended(frontend: Frontend, generator: _Generator) -> AsyncIterator[
             nursery.cancel_scope.cancel()
 
 
-async def _command(frontend: Frontend, kind: int, body: bytes) -> None:
-    used, (reply,) = await frontend.queues[0].request([_HEADER.pack(kind, 0, 0, 0, 0) + body], [_HEADER.size])
+async def _command(frontend: Frontend, kind: int, body: bytes, context: int = 0) -> None:
+    head = _HEADER.pack(kind, 0, 0, context, 0)
+    used, (reply,) = await frontend.queues[0].request([head + body], [_HEADER.size])
     answer = _HEADER.unpack(reply)[0] if used >= _HEADER.size else 0
     if answer != _OK:
         raise DeviceError(f"command {kind:#x} was answered with {answer:#x}, {used} bytes")
+
+
+async def _prepare_2d(frontend: Frontend, workload: Workload, entries: Sequence[bytes]) -> None:
+    await _command(frontend, _CREATE_2D, struct.pack("<4I", _RESOURCE, _B8G8R8X8, *workload.size))
+    await _command(frontend, _ATTACH_BACKING, struct.pack("<II", _RESOURCE, len(entries)) + b"".join(entries))
+    await _command(frontend, _SET_SCANOUT, struct.pack("<6I", 0, 0, *workload.size, 0, _RESOURCE))
+
+
+# 3D, as virgl has it: a command's number and its words less one, then those
+
+_SET_BLEND_COLOUR: Final = 14 | 4 << 16
+_CREATE_SURFACE: Final = 1 | 8 << 8 | 5 << 16
+_SET_FRAMEBUFFER: Final = 5 | 3 << 16
+_CLEAR: Final = 7 | 8 << 16
+_SURFACE: Final = 100
+
+
+def _words(*words: int) -> bytes:
+    return struct.pack(f"<{len(words)}I", *words)
+
+
+async def _prepare_3d(frontend: Frontend, generator: _Generator, workload: Workload) -> None:
+    """A context, what it draws to, and the commands of a frame."""
+    if not frontend.features & _VIRGL:
+        raise VhostError("the back-end offers no 3D; start it with --virgl")
+    await _command(frontend, _CTX_CREATE, struct.pack("<II64s", 4, 0, b"load"), _CONTEXT)
+    target = _RESOURCE, 2, 1, 2, *workload.size, 1, 1, 0, 0, 1, 0  # one layer, blue first, drawn to
+    await _command(frontend, _CREATE_3D, _words(*target))
+    await _command(frontend, _CTX_ATTACH, _words(_RESOURCE, 0), _CONTEXT)
+    surface = _words(_CREATE_SURFACE, _SURFACE, _RESOURCE, 1, 0, 0, _SET_FRAMEBUFFER, 1, 0, _SURFACE)
+    await _command(frontend, _SUBMIT_3D, _words(len(surface), 0) + surface, _CONTEXT)
+    half = int.from_bytes(struct.pack("<f", 0.5), "little")
+    commands = _words(_SET_BLEND_COLOUR, half, half, half, half) * (workload.words // _COLOUR_WORDS)
+    if workload.clear:
+        commands += _words(_CLEAR, 4, half, half, half, half, 0, 0, 0)
+    gpa = frontend.memory.alloc(len(commands), 4096)
+    frontend.memory.write(gpa, commands)
+    generator.set_commands(gpa, len(commands))
 
 
 async def _session(frontend: Frontend, generator: _Generator, workload: Workload) -> Result:
@@ -272,11 +331,10 @@ async def _session(frontend: Frontend, generator: _Generator, workload: Workload
     piece = workload.piece_bytes or workload.bytes
     entries = [_ENTRY.pack(backing + at, min(piece, workload.bytes - at), 0) for at in range(0, workload.bytes, piece)]
     async with _attended(frontend, generator):
-        await _command(frontend, _CREATE_2D, struct.pack("<4I", _RESOURCE, _B8G8R8X8, *workload.size))
-        await _command(
-            frontend, _ATTACH_BACKING, struct.pack("<II", _RESOURCE, len(entries)) + b"".join(entries)
-        )  # fmt: skip
-        await _command(frontend, _SET_SCANOUT, struct.pack("<6I", 0, 0, *workload.size, 0, _RESOURCE))
+        if workload.words:
+            await _prepare_3d(frontend, generator, workload)
+        else:
+            await _prepare_2d(frontend, workload, entries)
     run = partial(run_generators, [frontend], [generator], left="commands unanswered")
     if workload.warmup:
         await run(workload.warmup, lib.GEN_RUN)

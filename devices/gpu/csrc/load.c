@@ -40,6 +40,12 @@ struct gpu_load {
 	SHM uint8_t *slots;
 	uint64_t slots_gpa;
 	uint64_t random;
+	struct {
+		uint64_t gpa;
+		uint32_t bytes;		/* 0: frames are of 2D */
+		uint32_t context;
+		uint64_t fences;	/* ever: they only grow */
+	} commands;
 	uint64_t start;			/* of this run, ticks */
 	double ticks_per_ns;
 	uint32_t x, y;			/* of the next rectangle */
@@ -91,6 +97,13 @@ int gpu_load_set_queue(struct gpu_load *load, struct ring_drv *drv, int kick_fd,
 	load->slots = slots;
 	load->slots_gpa = slots_gpa;
 	return 0;
+}
+
+void gpu_load_set_commands(struct gpu_load *load, uint32_t context, uint64_t gpa, uint32_t bytes)
+{
+	load->commands.context = context;
+	load->commands.gpa = gpa;
+	load->commands.bytes = bytes;
 }
 
 int gpu_load_set_display(struct gpu_load *load, int fd, int keep)
@@ -149,15 +162,18 @@ static void choose(struct gpu_load *load, struct virtio_gpu_rect *rect)
 	}
 }
 
-static bool add(struct gpu_load *load, uint16_t nr, uint32_t which, uint32_t at, uint32_t bytes)
+/* @bytes of the slot at @at, and @more of the 3D commands. */
+static bool add(struct gpu_load *load, uint16_t nr, uint32_t which, uint32_t at, uint32_t bytes, uint32_t more)
 {
 	const uint64_t slot = load->slots_gpa + (uint64_t)nr * GPU_LOAD_SLOT_BYTES;
-	const struct ring_drv_buf bufs[2] = {
+	const struct ring_drv_buf reply = { slot + REPLY_AT + which * REPLY_STRIDE, sizeof(struct virtio_gpu_ctrl_hdr) };
+	const struct ring_drv_buf bufs[3] = {
 		{ .addr = slot + at, .len = bytes },
-		{ .addr = slot + REPLY_AT + which * REPLY_STRIDE, .len = sizeof(struct virtio_gpu_ctrl_hdr) },
+		more ? (struct ring_drv_buf){ .addr = load->commands.gpa, .len = more } : reply,
+		reply,
 	};
 
-	if (ring_drv_add(load->drv, bufs, 1, 1, (uint64_t)nr << 1 | which, (int)load->cfg.indirect) < 0) {
+	if (ring_drv_add(load->drv, bufs, more ? 2 : 1, 1, (uint64_t)nr << 1 | which, (int)load->cfg.indirect) < 0) {
 		load->broken = -ENOSPC;
 		return false;
 	}
@@ -165,11 +181,21 @@ static bool add(struct gpu_load *load, uint16_t nr, uint32_t which, uint32_t at,
 	return true;
 }
 
-/* One more frame, from @now on. */
-static void send_frame(struct gpu_load *load, uint64_t now)
+static void send_3d(struct gpu_load *load, uint16_t nr, SHM uint8_t *slot)
 {
-	uint16_t nr = load->free[--load->nr_free];
-	SHM uint8_t *slot = load->slots + (size_t)nr * GPU_LOAD_SLOT_BYTES;
+	struct virtio_gpu_cmd_submit s = { .size = load->commands.bytes };
+
+	s.hdr.type = VIRTIO_GPU_CMD_SUBMIT_3D;
+	s.hdr.flags = VIRTIO_GPU_FLAG_FENCE;
+	s.hdr.fence_id = ++load->commands.fences;
+	s.hdr.ctx_id = load->commands.context;
+	shm_copy_out(slot, &s, sizeof(s));
+	load->left[nr] = 1;
+	add(load, nr, 0, 0, sizeof(s), s.size);
+}
+
+static void send_2d(struct gpu_load *load, uint16_t nr, SHM uint8_t *slot)
+{
 	struct virtio_gpu_transfer_to_host_2d t = { .resource_id = load->cfg.resource };
 	struct virtio_gpu_resource_flush f = { .resource_id = load->cfg.resource };
 
@@ -182,10 +208,22 @@ static void send_frame(struct gpu_load *load, uint64_t now)
 	f.hdr.fence_id = nr;
 	shm_copy_out(slot, &t, sizeof(t));
 	shm_copy_out(slot + FLUSH_AT, &f, sizeof(f));
-	load->sent[nr] = now;
 	load->left[nr] = 2;
-	if (add(load, nr, 0, 0, sizeof(t)))
-		add(load, nr, 1, FLUSH_AT, sizeof(f));
+	if (add(load, nr, 0, 0, sizeof(t), 0))
+		add(load, nr, 1, FLUSH_AT, sizeof(f), 0);
+}
+
+/* One more frame, from @now on. */
+static void send_frame(struct gpu_load *load, uint64_t now)
+{
+	uint16_t nr = load->free[--load->nr_free];
+	SHM uint8_t *slot = load->slots + (size_t)nr * GPU_LOAD_SLOT_BYTES;
+
+	load->sent[nr] = now;
+	if (load->commands.bytes)
+		send_3d(load, nr, slot);
+	else
+		send_2d(load, nr, slot);
 }
 
 static void check_reply(struct gpu_load *load, uint16_t nr, uint32_t which, uint32_t len)

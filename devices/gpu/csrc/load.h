@@ -2,7 +2,8 @@
 /*
  * load.h - load generator for virtio-gpu: a guest's frames at full speed, in one thread, without the GIL.
  *
- * A frame is a TRANSFER_TO_HOST_2D and the RESOURCE_FLUSH of the same rectangle, made visible together, as Linux does.
+ * A frame is a TRANSFER_TO_HOST_2D and the RESOURCE_FLUSH of the same rectangle, made visible together, as Linux does;
+ * or, of 3D, a SUBMIT_3D with its fence, always of the same commands.
  * It owns neither ring nor memory; the resource is made and shown by somebody else. The same thread is QEMU at the other
  * end of the display socket, where there is one: it reads what the back-end shows, and answers what it asks.
  */
@@ -48,6 +49,8 @@ void gpu_load_free(struct gpu_load *load);
  */
 int gpu_load_set_queue(struct gpu_load *load, struct ring_drv *drv, int kick_fd, int call_fd, void *slots,
 		       uint64_t slots_gpa);
+/* Frames are of 3D: @bytes of commands for @context, at a guest's address. */
+void gpu_load_set_commands(struct gpu_load *load, uint32_t context, uint64_t gpa, uint32_t bytes);
 /* Be QEMU on @fd, non-blocking and not owned; pixels are kept with @keep. 0, -ENOMEM. */
 int gpu_load_set_display(struct gpu_load *load, int fd, int keep);
 /* Read what came on it and answer. 0; -EPIPE: the other side closed it, -EPROTO: it sent nonsense. */
