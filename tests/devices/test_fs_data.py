@@ -24,7 +24,7 @@ import trio
 
 from devices.fs import Passthrough
 from devices.fs.config import InitFlag, Opcode
-from tests.fsrig import EVERY_FLAG, ROOT, Mount, errno_of, guest, mounted, until
+from tests.fsrig import EVERY_FLAG, ROOT, Mount, errno_of, guest, mounted, serving, until
 
 NO_WRITEBACK = EVERY_FLAG & ~InitFlag.WRITEBACK_CACHE
 WRITE_CACHE, WRITE_KILL_SUIDGID = 1, 4
@@ -445,3 +445,56 @@ async def test_read_only(tmp_path: Path) -> None:
         assert await errno_of(mount.write(node, fh, b"x")) in (errno.EROFS, errno.EBADF)
         assert await errno_of(fallocate(mount, node, fh, 0, 0, 10)) in (errno.EROFS, errno.EBADF)
     assert (tmp_path / "file").read_bytes() == b"text"
+
+
+async def test_what_takes_long_to_free_goes_on_a_thread(tmp_path: Path) -> None:
+    """A file that is small for sure goes at once; one that was made big since, or took its place, does not."""
+
+    async def made(mount: Mount, name: str, size: int, *, shut: bool = True) -> tuple[int, int]:
+        entry, fh = await mount.create(ROOT, name)
+        if size:
+            await fallocate(mount, entry.nodeid, fh, 0, 0, size)
+        if shut:
+            await mount.release(entry.nodeid, fh)
+        return entry.nodeid, fh
+
+    server = Passthrough(tmp_path)
+    async with server, serving(server) as (device, path), guest(path, flags=NO_WRITEBACK) as mount:
+
+        async def slow(action: Awaitable[object]) -> int:
+            before = device.stats.slow
+            await action
+            return device.stats.slow - before
+
+        await made(mount, "small", 4096)
+        assert await slow(mount.unlink(ROOT, "small")) == 0
+        await made(mount, "big", 80 * MIB)
+        assert await slow(mount.unlink(ROOT, "big")) == 1
+        # another takes its name
+        await made(mount, "big", 80 * MIB)
+        await made(mount, "small", 0)
+        await mount.rename(ROOT, "big", ROOT, "small")
+        assert await slow(mount.unlink(ROOT, "small")) == 1
+        big, _ = await made(mount, "big", 80 * MIB)
+        await made(mount, "small", 0)
+        await mount.unlink(ROOT, "small")
+        await mount.link(big, ROOT, "small")
+        await mount.unlink(ROOT, "big")
+        assert await slow(mount.unlink(ROOT, "small")) == 1
+        # deleted, and then closed
+        for size, threads in ((0, 0), (20 * MIB, 1)):
+            node, fh = await made(mount, "open", 0, shut=False)
+            await mount.unlink(ROOT, "open")
+            await mount.write(node, fh, b"end", size)
+            assert await slow(mount.release(node, fh)) == threads
+        for way in ("setattr", "append"):
+            node, fh = await made(mount, "open", 0, shut=False)
+            if way == "setattr":
+                await mount.setattr(node, size=20 * MIB)
+            else:
+                again = await mount.open(node, os.O_WRONLY | os.O_APPEND)
+                os.truncate(tmp_path / "open", 20 * MIB)
+                await mount.write(node, again, b"end", 0)
+                await mount.release(node, again)
+            await mount.unlink(ROOT, "open")
+            assert await slow(mount.release(node, fh)) == 1

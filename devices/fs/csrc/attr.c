@@ -171,6 +171,7 @@ static int set_size(struct pass *fs, const struct change *c)
 
 	if (err < 0)
 		return err;
+	pass_grows(fs, c->in->size);
 	if (c->file != NULL && (c->file->flags & O_ACCMODE) != O_RDONLY)
 		err = ftruncate(c->file->fd, (off_t)c->in->size) < 0 ? -errno : 0;
 	else

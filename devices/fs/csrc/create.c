@@ -145,7 +145,7 @@ int pass_symlink(struct pass *fs, struct fs_req *req, struct pass_inode *inode, 
 
 /* --- files that are open from the start ------------------------------------------------------------------------ */
 
-/* The reply to a file that is open as @fd, which is taken over. */
+/* The reply to a file that is open as @fd, which is taken over. @flags: it was opened with; O_CREAT: that made it. */
 static int answer_open(struct pass *fs, struct fs_req *req, struct pass_inode *parent, int fd, int flags)
 {
 	struct fuse_entry_out *entry = FS_OUT(req, fuse_entry_out);
@@ -164,6 +164,8 @@ static int answer_open(struct pass *fs, struct fs_req *req, struct pass_inode *p
 		close(fd);
 		return err;
 	}
+	if (called != NULL && flags & O_CREAT)
+		pass_small_name(fs, parent, called, req->name_len);
 	open->open_flags = pass_open_answer(fs, flags);
 	open->padding = 0;
 	return (int)CREATE_OUT;
@@ -241,7 +243,7 @@ static int create(struct pass *fs, struct fs_req *req, struct pass_inode *parent
 	} else if (fd >= 0) {
 		err = label(fs, req, dir_fd, fd);
 		if (err == 0) {
-			err = answer_open(fs, req, parent, fd, make_direct(fd, flags));
+			err = answer_open(fs, req, parent, fd, make_direct(fd, flags) | O_CREAT);
 		} else {
 			close(fd);
 			if (named)

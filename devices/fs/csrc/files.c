@@ -22,12 +22,13 @@ void pass_file_put(struct pass *fs, struct pass_file *file)
 	pass_table_release(&fs->files, file);
 }
 
-static void file_fill(struct pass_file *file, struct pass_inode *inode, int fd, int flags)
+static void file_fill(struct pass *fs, struct pass_file *file, struct pass_inode *inode, int fd, int flags)
 {
 	file->fd = fd;
-	file->flags = flags;
+	file->flags = flags & ~O_CREAT;
 	file->is_dir = pass_inode_type(inode) == S_IFDIR;
 	file->direct = flags & O_DIRECT;
+	file->small = flags & O_CREAT ? pass_small_now(fs) : 0;
 	atomic_store_explicit(&file->dir, NULL, memory_order_relaxed);
 	file->inode = inode;
 	file->nodeid = pass_inode_id(inode);
@@ -43,7 +44,7 @@ int pass_file_new(struct pass *fs, struct pass_inode *inode, int fd, int flags, 
 
 	if (file == NULL)
 		return -ENFILE;
-	file_fill(file, inode, fd, flags);
+	file_fill(fs, file, inode, fd, flags);
 	word = atomic_load_explicit(&file->word, memory_order_relaxed);
 	*fh = word | file->index;	/* no references yet: the lower half is free */
 	atomic_store_explicit(&file->word, word + 1, memory_order_release);
@@ -80,7 +81,7 @@ int pass_file_restore(struct pass *fs, struct pass_inode *inode, int fd, int fla
 		atomic_store(&file->word, ((fh >> 32) + 1) << 32);
 		return -EBADF;
 	}
-	file_fill(file, inode, fd, flags);
+	file_fill(fs, file, inode, fd, flags);
 	atomic_store(&file->word, (fh & ~(uint64_t)UINT32_MAX) | 1);
 	return 0;
 }

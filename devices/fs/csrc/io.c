@@ -18,7 +18,6 @@
 
 enum {
 	IO_TRUNC_INLINE = 1 << 20,	/* bytes of a file that is emptied without a thread */
-	IO_LAST_CLOSE = 16 << 20,	/* bytes of a deleted file that is closed without a thread */
 };
 
 /* --- opening and closing --------------------------------------------------------------------------------------- */
@@ -124,18 +123,23 @@ int pass_open(struct pass *fs, struct fs_req *req, struct pass_inode *inode, boo
 	return sizeof(*out);
 }
 
+/* The last close of a deleted file is what deletes it: would that take long? */
+static bool frees_much(const struct pass *fs, const struct pass_file *file)
+{
+	struct stat st;
+
+	return !pass_file_is_small(fs, file) && fstat(file->fd, &st) == 0 && !st.st_nlink && st.st_size > PASS_SMALL;
+}
+
 int pass_release(struct pass *fs, struct fs_req *req, struct pass_inode *inode, bool pool)
 {
 	const struct fuse_release_in *in = FS_ARG(req, fuse_release_in);
 	struct pass_file *file = pass_file_get(fs, in->fh);
-	struct stat st;
 
 	(void)inode;
 	if (!file)
 		return -EBADF;
-	/* the last close of a deleted file is what deletes it */
-	if (!pool && (pass_file_waits(fs, file) ||
-		      (fstat(file->fd, &st) == 0 && !st.st_nlink && st.st_size > IO_LAST_CLOSE))) {
+	if (!pool && (pass_file_waits(fs, file) || frees_much(fs, file))) {
 		pass_file_put(fs, file);
 		return FS_SLOW;
 	}
@@ -409,6 +413,8 @@ static int write_file(struct pass *fs, struct fs_req *req, struct pass_file *fil
 		if (rc)
 			return rc;
 	}
+	/* where it appends its place says nothing */
+	pass_grows(fs, (file->flags & O_APPEND) || (x.flags & RWF_APPEND) ? UINT64_MAX : in->offset + req->data_len);
 	n = transfer(&x, req->data_len, &error);
 	if (fs_unlikely(n == -EOPNOTSUPP && (x.flags & RWF_NOAPPEND)))
 		n = write_placed(fs, file, &x, req->data_len, &error);

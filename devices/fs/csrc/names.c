@@ -46,8 +46,10 @@ int pass_link(struct pass *fs, struct fs_req *req, struct pass_inode *inode, boo
 			err = linkat(fs->proc_fd, pass_fd_name(fd, name), to, req->name, AT_SYMLINK_FOLLOW) < 0 ? -errno : 0;
 			if (fs_unlikely(err == -EEXIST && req->replay))
 				err = is_same(fd, to, req->name) ? 0 : err;
-			if (err == 0)
+			if (err == 0) {
+				pass_small_not(fs, inode, req->name, req->name_len);
 				err = pass_entry_of_fd(fs, inode, fd, req->name, out, NULL);
+			}
 			pass_inode_fd_put(fs, old, fd);
 		}
 		pass_inode_fd_put(fs, inode, to);
@@ -71,7 +73,7 @@ static int unlink_at(struct pass *fs, struct fs_req *req, struct pass_inode *ino
 
 	if (fd < 0)
 		return fd;
-	if (!pool && flags == 0 && is_big(fd, req->name))
+	if (!pool && flags == 0 && !pass_small_is(fs, inode, req->name, req->name_len) && is_big(fd, req->name))
 		err = FS_SLOW;
 	else
 		err = unlinkat(fd, req->name, flags) < 0 ? -errno : 0;
@@ -89,6 +91,13 @@ int pass_unlink(struct pass *fs, struct fs_req *req, struct pass_inode *inode, b
 int pass_rmdir(struct pass *fs, struct fs_req *req, struct pass_inode *inode, bool pool)
 {
 	return unlink_at(fs, req, inode, pool, AT_REMOVEDIR);
+}
+
+/* @name of the folder @fd is that of something else. */
+static void renamed(struct pass *fs, const struct pass_inode *dir, int fd, const char *name, uint32_t len)
+{
+	pass_small_not(fs, dir, name, len);
+	pass_inode_renamed(fs, dir, fd, name);
 }
 
 static int rename_at(struct pass *fs, struct fs_req *req, struct pass_inode *inode, uint64_t g_newdir, uint32_t flags,
@@ -110,9 +119,9 @@ static int rename_at(struct pass *fs, struct fs_req *req, struct pass_inode *ino
 			if (fs_unlikely(err == -ENOENT && req->replay) && faccessat(to, req->name2, F_OK, AT_SYMLINK_NOFOLLOW) == 0)
 				err = 0;	/* it was done already */
 			if (err == 0)
-				pass_inode_renamed(fs, newdir, to, req->name2);
+				renamed(fs, newdir, to, req->name2, req->name2_len);
 			if (err == 0 && flags & RENAME_EXCHANGE)
-				pass_inode_renamed(fs, inode, from, req->name);
+				renamed(fs, inode, from, req->name, req->name_len);
 			pass_inode_fd_put(fs, newdir, to);
 		}
 		pass_inode_fd_put(fs, inode, from);

@@ -219,6 +219,7 @@ struct fs_server *pass_new(const struct pass_options *options, int *error)
 	fs->server.map_align = PASS_WINDOW_SHIFT;
 	pthread_mutex_init(&fs->mount_lock, NULL);
 	pthread_mutex_init(&fs->fds.lock, NULL);
+	atomic_store(&fs->small.growth, 1);
 	pass_cred_init(fs);
 	fs->mounts = calloc(PASS_MOUNTS, sizeof(*fs->mounts));
 	if (fs->mounts == NULL || options_copy(&fs->opt, options) < 0)

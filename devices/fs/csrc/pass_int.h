@@ -43,6 +43,8 @@ enum {
 	PASS_WINDOW_SHIFT = 21,		/* log2 of PASS_WINDOW_UNIT */
 	PASS_BY_NAME = 255,		/* no file handle is as long */
 	PASS_OVERFLOW_ID = 65534,	/* who the guest must not see */
+	PASS_SMALL = 16 << 20,		/* bytes of a file that goes without a thread */
+	PASS_SMALL_SHIFT = 8,		/* log2 of the names that are known to be small */
 };
 
 #define PASS_ROOT_ID 1ull		/* FUSE_ROOT_ID */
@@ -111,6 +113,7 @@ struct pass_file {
 	_Atomic bool open;		/* the guest has not released it */
 	bool is_dir;
 	bool direct;			/* io.c: O_DIRECT on the host */
+	uint32_t small;			/* small.c: the number since which it is; 0: it is not known to be */
 	struct pass_inode *inode;	/* a reference is held */
 	uint64_t nodeid;		/* of @inode, which means nothing to another process */
 	_Atomic(struct pass_dir *) dir;	/* folders that were read; dir.c */
@@ -153,6 +156,13 @@ struct pass_fds {
 	_Atomic uint64_t opened, evicted, scarce;
 };
 
+/* Files that nobody has to ask how big they are (small.c). */
+struct pass_small {
+	_Alignas(64) _Atomic uint32_t growth;	/* how often the guest made a file big, from 1 */
+	_Atomic uint32_t seen;		/* the last number that something is known to be small since */
+	_Atomic uint64_t names[1 << PASS_SMALL_SHIFT];
+};
+
 struct pass {
 	struct fs_server server;
 	struct pass_options opt;	/* what it points to is ours */
@@ -166,6 +176,7 @@ struct pass {
 	struct pass_table files;
 	struct pass_shard shards[PASS_SHARDS];
 	struct pass_fds fds;
+	struct pass_small small;
 	pthread_mutex_t mount_lock;
 	struct pass_mount *mounts;	/* PASS_MOUNTS */
 	uint32_t nr_mounts;		/* mount_lock */
@@ -300,7 +311,7 @@ static inline bool pass_no_open(const struct pass *fs, uint64_t flag)
 	return fs_unlikely(fs->opt.no_open) && fs->server.flags & flag;
 }
 void pass_file_put(struct pass *fs, struct pass_file *file);
-/* Takes over @fd where it succeeds. @flags: those of open(2) that it was opened with. -ENFILE: too many open. */
+/* Takes over @fd where it succeeds. @flags: those of open(2) that it was opened with; O_CREAT: that made it. -ENFILE: too many open. */
 int pass_file_new(struct pass *fs, struct pass_inode *inode, int fd, int flags, uint64_t *fh);
 /* RELEASE: the guest's reference goes; false: it was not open. The caller holds a reference of its own. */
 bool pass_file_release(struct pass *fs, struct pass_file *file);
@@ -308,6 +319,29 @@ bool pass_file_release(struct pass *fs, struct pass_file *file);
 int pass_files_init(struct pass *fs);
 void pass_files_reset(struct pass *fs);
 void pass_files_free(struct pass *fs);
+
+/* --- small.c --------------------------------------------------------------------------------------------------- */
+
+/* The number for what is small from now on. */
+uint32_t pass_small_now(struct pass *fs);
+void pass_small_grown(struct pass *fs);
+/* Before the guest makes a file reach up to @end; UINT64_MAX: to its end and beyond. */
+static inline void pass_grows(struct pass *fs, uint64_t end)
+{
+	if (fs_unlikely(end > PASS_SMALL))
+		pass_small_grown(fs);
+}
+/* It is no bigger than PASS_SMALL; false: it may be. */
+static inline bool pass_file_is_small(const struct pass *fs, const struct pass_file *file)
+{
+	return file->small != 0 && file->small == atomic_load_explicit(&fs->small.growth, memory_order_relaxed);
+}
+/* @name of the folder is that of a new file. */
+void pass_small_name(struct pass *fs, const struct pass_inode *dir, const char *name, uint32_t len);
+/* Likewise, of something else by now. */
+void pass_small_not(struct pass *fs, const struct pass_inode *dir, const char *name, uint32_t len);
+/* What @name stands for is small; false: it may be big. */
+bool pass_small_is(struct pass *fs, const struct pass_inode *dir, const char *name, uint32_t len);
 
 /* --- cred.c ---------------------------------------------------------------------------------------------------- */
 

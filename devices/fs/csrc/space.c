@@ -27,6 +27,7 @@ int pass_fallocate(struct pass *fs, struct fs_req *req, struct pass_inode *inode
 	file = pass_file_get(fs, in->fh);
 	if (!file)
 		return -EBADF;
+	pass_grows(fs, in->offset + in->length);
 	rc = fallocate(file->fd, (int)in->mode, (off_t)in->offset, (off_t)in->length) < 0 ? -errno : 0;
 	if (!rc)
 		pass_xattr_drop_caps(fs, file->fd);
@@ -52,6 +53,7 @@ int pass_copy_file_range(struct pass *fs, struct fs_req *req, struct pass_inode 
 	if (from && to) {
 		size_t len = in->len < SPACE_COPY_MAX ? (size_t)in->len : SPACE_COPY_MAX;
 
+		pass_grows(fs, in->off_out + len);
 		n = copy_file_range(from->fd, &from_at, to->fd, &to_at, len, 0);
 		n = n < 0 ? -errno : n;
 		if (n > 0)
