@@ -342,7 +342,7 @@ def net_slirp() -> FFI:
     return extension(
         "devices.net._slirp",
         ["devices/net/csrc/slirp.h"],
-        sources("devices/net/csrc", "slirp.c", "slirp_merge.c", "slirp_pieces.c"),
+        sources("devices/net/csrc", "slirp.c", "slirp_merge.c", "slirp_mss.c", "slirp_pieces.c"),
         libraries=["slirp"],
     )
 

@@ -17,6 +17,7 @@
 
 #include "devices/net/csrc/slirp.h"
 #include "devices/net/csrc/slirp_merge.h"
+#include "devices/net/csrc/slirp_mss.h"
 #include "devices/net/csrc/slirp_pieces.h"
 #include "ring/csrc/stats.h"
 
@@ -30,7 +31,10 @@ enum {
 	FRAME_MAX = SLIRP_HEADER + 65535 + 14 + 8,
 	POLL_FIXED = 2,			/* @polls begins with the wake fd and the packet socket */
 	POLLS_MIN = 64,
+	GUEST_MTU = 1500,
 	GUEST_MTU_MIN = 1280,		/* what IPv6 needs */
+	MTU_MAX = 65521,		/* libslirp's; what is larger than the guest's is cut on its way */
+	SYN_MAX = 14 + 40 + 60,
 	CONFIG_VERSION = 4,
 };
 
@@ -94,7 +98,13 @@ static void pass_on(void *opaque, struct iovec *iov, int nr, uint32_t segments)
 static ssize_t send_packet(const void *buf, size_t len, void *opaque)
 {
 	struct net_slirp *s = opaque;
+	uint8_t small[SYN_MAX];
 
+	if (len <= sizeof(small)) {
+		memcpy(small, buf, len);
+		slirp_mss_lower(small, len, s->config.mtu);
+		buf = small;
+	}
 	slirp_merge_frame(s->merge, buf, len);
 	return (ssize_t)len;	/* an error here would be printed for every frame */
 }
@@ -249,13 +259,15 @@ static void run_timers(struct net_slirp *s)
 
 /* --- frames from the guest -------------------------------------------------------------------------------------- */
 
-static void take_frame(struct net_slirp *s, const uint8_t *frame, uint32_t len)
+static void take_frame(struct net_slirp *s, uint8_t *from, uint32_t len)
 {
+	const uint8_t *frame;
 	bool bad;
 
 	ring_count(&s->stats.in_frames, 1);
 	ring_count(&s->stats.in_bytes, len);
-	frame = slirp_pieces_take(s->pieces, frame, &len, &bad);
+	slirp_mss_raise(from, len, s->config.mtu);
+	frame = slirp_pieces_take(s->pieces, from, &len, &bad);
 	if (bad)
 		ring_count(&s->stats.bad, 1);
 	if (frame)
@@ -383,8 +395,8 @@ static Slirp *make_slirp(struct net_slirp *s)
 		.vhostname = from->hostname,
 		.vdomainname = from->domainname,
 		.vdnssearch = (const char **)(uintptr_t)from->search,
-		.if_mtu = from->mtu,
-		.if_mru = from->mtu,
+		.if_mtu = MTU_MAX,
+		.if_mru = MTU_MAX,
 		.disable_host_loopback = from->no_loopback != 0,
 		.disable_dns = from->no_dns != 0,
 		.disable_dhcp = from->no_dhcp != 0,
@@ -427,7 +439,7 @@ static int set_up(struct net_slirp *s)
 	s->polls = calloc(s->max_polls, sizeof(*s->polls));
 	s->frames = malloc((size_t)RECV_BATCH * FRAME_MAX);
 	s->pieces = slirp_pieces_new();
-	s->merge = slirp_merge_new(pass_on, s);
+	s->merge = slirp_merge_new(pass_on, s, s->config.mtu);
 	if (!s->polls || !s->frames || !s->pieces || !s->merge)
 		return ENOMEM;
 	s->slirp = make_slirp(s);
@@ -457,13 +469,15 @@ struct net_slirp *net_slirp_start(const struct net_slirp_config *config, int *er
 	struct net_slirp *s;
 
 	*error = EINVAL;
-	if (config->fd < 0 || (config->mtu && (config->mtu < GUEST_MTU_MIN || config->mtu > 65521)))
+	if (config->fd < 0 || (config->mtu && (config->mtu < GUEST_MTU_MIN || config->mtu > MTU_MAX)))
 		return NULL;
 	s = calloc(1, sizeof(*s));
 	*error = ENOMEM;
 	if (!s)
 		return NULL;
 	s->config = *config;
+	if (!s->config.mtu)
+		s->config.mtu = GUEST_MTU;
 	s->wake_fd = -1;
 	pthread_mutex_init(&s->lock, NULL);
 	pthread_cond_init(&s->cond, NULL);

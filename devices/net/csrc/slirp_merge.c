@@ -21,8 +21,12 @@ enum {
 	PROTO_TCP = 6,
 	IP_MAX = 65535,
 
+	URG = 0x20,
 	ACK = 0x10,
 	PSH = 0x08,
+	FIN = 0x01,
+	DONT_FRAGMENT = 0x4000,
+	MORE = 0x2000,
 
 	/* of the virtio header (VIRTIO 1.3, 5.1.6) */
 	NEEDS_CSUM = 1,
@@ -37,7 +41,6 @@ struct stream {
 	uint32_t len;		/* of the frame; 0: nothing is kept */
 	uint32_t head;		/* bytes in front of the payload */
 	uint32_t segment;	/* payload of each but the last */
-	uint32_t segments;
 	uint32_t next;		/* sequence number that goes on */
 	bool ipv6;
 	uint8_t packet[SLIRP_HEADER + ETH + IP_MAX];
@@ -46,6 +49,7 @@ struct stream {
 struct slirp_merge {
 	void (*out)(void *opaque, struct iovec *iov, int nr, uint32_t segments);
 	void *opaque;
+	uint32_t mtu;
 	uint32_t oldest;
 	struct stream streams[STREAMS];
 };
@@ -54,9 +58,10 @@ struct segment {
 	const uint8_t *frame;
 	uint32_t head;
 	uint32_t payload;
+	uint32_t most;		/* payload that the guest's network takes */
 	uint32_t seq;
 	bool ipv6;
-	bool push;
+	bool push;		/* nothing is to be waited for */
 };
 
 static uint32_t get16(const uint8_t *at)
@@ -88,8 +93,8 @@ static uint32_t sum(const uint8_t *at, uint32_t len, uint32_t start)
 	return start;
 }
 
-/* Is it a segment with payload that may be joined to others? */
-static bool parse(struct segment *g, const uint8_t *frame, size_t len)
+/* Is it a segment with payload that may be joined to others, or is to be cut? */
+static bool parse(const struct slirp_merge *m, struct segment *g, const uint8_t *frame, size_t len)
 {
 	const uint8_t *ip = frame + ETH, *tcp;
 	uint32_t tcp_len, ip_len;
@@ -111,14 +116,18 @@ static bool parse(struct segment *g, const uint8_t *frame, size_t len)
 	}
 	tcp = ip + ip_len;
 	tcp_len = (tcp[12] >> 4) * 4U;
-	if (tcp_len < TCP || len <= ETH + ip_len + tcp_len || (tcp[13] & ~PSH) != ACK)
+	if (tcp_len < TCP || len <= ETH + ip_len + tcp_len)
+		return false;
+	/* urgent data is rare: left alone, unless it has to be cut, which leaves the mark out: it stands in the stream anyway */
+	if ((tcp[13] & ~(PSH | FIN | (len > ETH + m->mtu ? URG : 0))) != ACK)
 		return false;
 	g->frame = frame;
 	g->ipv6 = ip_len == IP6;
 	g->head = ETH + ip_len + tcp_len;
 	g->payload = (uint32_t)len - g->head;
+	g->most = m->mtu + ETH - g->head;
 	g->seq = get16(tcp + 4) << 16 | get16(tcp + 6);
-	g->push = tcp[13] & PSH;
+	g->push = tcp[13] & (PSH | FIN);
 	return true;
 }
 
@@ -137,7 +146,10 @@ static bool goes_on(const struct stream *s, const struct segment *g)
 	const uint8_t *have = s->packet + SLIRP_HEADER, *more = g->frame;
 	uint32_t l4 = g->ipv6 ? ETH + IP6 : ETH + IP4;
 
-	if (s->head != g->head || s->next != g->seq || g->payload > s->segment || s->len + g->payload > ETH + IP_MAX)
+	if (s->head != g->head || s->next != g->seq || s->len + g->payload > ETH + IP_MAX)
+		return false;
+	/* all but the last are of one size */
+	if ((g->payload > s->segment && s->segment != g->most) || (s->len - s->head) % s->segment)
 		return false;
 	if (memcmp(have, more, ETH))
 		return false;
@@ -173,34 +185,39 @@ static void finish(struct stream *s)
 	put_le16(hdr + 8, TCP_CSUM);
 }
 
+static uint32_t segments(const struct stream *s)
+{
+	return (s->len - s->head + s->segment - 1) / s->segment;
+}
+
 static void pass(struct slirp_merge *m, struct stream *s)
 {
 	struct iovec iov = { .iov_base = s->packet, .iov_len = SLIRP_HEADER + s->len };
 
 	if (!s->len)
 		return;
-	if (s->segments > 1)
+	if (segments(s) > 1)
 		finish(s);
-	m->out(m->opaque, &iov, 1, s->segments);
+	m->out(m->opaque, &iov, 1, segments(s));
 	s->len = 0;
 }
 
 static void append(struct stream *s, const struct segment *g)
 {
 	uint8_t *frame = s->packet + SLIRP_HEADER;
+	uint32_t flags = (g->ipv6 ? ETH + IP6 : ETH + IP4) + 13;
 
 	memcpy(frame + s->len, g->frame + g->head, g->payload);
 	s->len += g->payload;
 	s->next += g->payload;
-	s->segments++;
-	if (g->push)
-		frame[(g->ipv6 ? ETH + IP6 : ETH + IP4) + 13] |= PSH;
+	frame[flags] |= g->frame[flags] & (PSH | FIN);
 }
 
-static void keep(struct slirp_merge *m, const struct segment *g)
+static struct stream *keep(struct slirp_merge *m, const struct segment *g)
 {
+	uint32_t tcp = g->ipv6 ? ETH + IP6 : ETH + IP4, i;
 	struct stream *s = NULL;
-	uint32_t i;
+	uint8_t *frame;
 
 	for (i = 0; i < STREAMS && !s; i++) {
 		if (!m->streams[i].len)
@@ -210,14 +227,50 @@ static void keep(struct slirp_merge *m, const struct segment *g)
 		s = &m->streams[m->oldest++ % STREAMS];
 		pass(m, s);
 	}
+	frame = s->packet + SLIRP_HEADER;
 	memset(s->packet, 0, SLIRP_HEADER);
-	memcpy(s->packet + SLIRP_HEADER, g->frame, g->head + g->payload);
+	memcpy(frame, g->frame, g->head + g->payload);
+	if (frame[tcp + 13] & URG) {
+		frame[tcp + 13] &= (uint8_t)~URG;
+		put16(frame + tcp + 18, 0);
+	}
 	s->len = g->head + g->payload;
 	s->head = g->head;
-	s->segment = g->payload;
-	s->segments = 1;
+	s->segment = g->payload < g->most ? g->payload : g->most;
 	s->next = g->seq + g->payload;
 	s->ipv6 = g->ipv6;
+	return s;
+}
+
+/* An IPv4 packet that is larger than the guest's network takes, in pieces (RFC 791, 3.2). False: it may not be, or is none. */
+static bool cut(struct slirp_merge *m, const uint8_t *frame, size_t len)
+{
+	uint8_t header[SLIRP_HEADER] = { 0 }, head[ETH + IP4];
+	uint32_t step = (m->mtu - IP4) & ~7u, at, size, flags;
+	const uint8_t *ip = frame + ETH;
+	uint32_t payload;
+
+	if (len < ETH + IP4 || get16(frame + 12) != 0x0800 || ip[0] != 0x45 || get16(ip + 2) != len - ETH ||
+	    get16(ip + 6) & DONT_FRAGMENT)
+		return false;
+	payload = (uint32_t)len - ETH - IP4;
+	for (at = 0; at < payload; at += size) {
+		struct iovec iov[] = { { header, sizeof(header) }, { head, sizeof(head) }, { NULL, 0 } };
+
+		size = payload - at < step ? payload - at : step;
+		flags = get16(ip + 6) + at / 8;	/* it may be a piece already */
+		if (at + size < payload)
+			flags |= MORE;
+		memcpy(head, frame, sizeof(head));
+		put16(head + ETH + 2, IP4 + size);
+		put16(head + ETH + 6, flags);
+		put16(head + ETH + 10, 0);
+		put16(head + ETH + 10, ~sum(head + ETH, IP4, 0) & 0xffff);
+		iov[2].iov_base = (void *)(uintptr_t)(ip + IP4 + at);
+		iov[2].iov_len = size;
+		m->out(m->opaque, iov, 3, 1);
+	}
+	return true;
 }
 
 void slirp_merge_frame(struct slirp_merge *m, const uint8_t *frame, size_t len)
@@ -227,9 +280,10 @@ void slirp_merge_frame(struct slirp_merge *m, const uint8_t *frame, size_t len)
 	struct segment g;
 	uint32_t i;
 
-	if (!parse(&g, frame, len)) {
+	if (!parse(m, &g, frame, len)) {
 		slirp_merge_flush(m);
-		m->out(m->opaque, iov, 2, 1);
+		if (len <= ETH + m->mtu || !cut(m, frame, len))
+			m->out(m->opaque, iov, 2, 1);
 		return;
 	}
 	for (i = 0; i < STREAMS; i++) {
@@ -239,17 +293,19 @@ void slirp_merge_frame(struct slirp_merge *m, const uint8_t *frame, size_t len)
 			continue;
 		if (goes_on(s, &g)) {
 			append(s, &g);
-			if (g.push || g.payload < s->segment)
+			if (g.push || g.payload % s->segment)
 				pass(m, s);
 			return;
 		}
 		pass(m, s);
 		break;
 	}
-	if (g.push)
-		m->out(m->opaque, iov, 2, 1);
-	else
+	if (!g.push)
 		keep(m, &g);
+	else if (g.payload > g.most)
+		pass(m, keep(m, &g));
+	else
+		m->out(m->opaque, iov, 2, 1);
 }
 
 void slirp_merge_flush(struct slirp_merge *m)
@@ -261,13 +317,14 @@ void slirp_merge_flush(struct slirp_merge *m)
 }
 
 struct slirp_merge *slirp_merge_new(void (*out)(void *opaque, struct iovec *iov, int nr, uint32_t segments),
-				    void *opaque)
+				    void *opaque, uint32_t mtu)
 {
 	struct slirp_merge *m = calloc(1, sizeof(*m));
 
 	if (m) {
 		m->out = out;
 		m->opaque = opaque;
+		m->mtu = mtu;
 	}
 	return m;
 }
