@@ -3,6 +3,7 @@
  * loop.c - takes commands out of the ring, answers, sleeps when there are none.
  */
 #include <poll.h>
+#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/mman.h>
@@ -12,6 +13,9 @@
 #include "devices/gpu/render/csrc/render_int.h"
 
 static struct render render;
+
+/* Answers come from a thread that waits for fences, too. */
+static pthread_mutex_t answers = PTHREAD_MUTEX_INITIALIZER;
 
 static void tell(struct render *r, uint32_t slot, uint32_t type)
 {
@@ -31,26 +35,45 @@ void render_fenced(uint32_t number)
 {
 	struct render *r = &render;
 
+	pthread_mutex_lock(&answers);
 	while (r->fences_over != r->fences_made && (int32_t)(number - (r->fences_over + 1)) >= 0) {
 		const struct wire_answer *fence = &r->fences[++r->fences_over % WIRE_SLOTS];
 
 		tell(r, fence->slot, fence->type);
 	}
+	pthread_mutex_unlock(&answers);
+}
+
+/* One more: its number, 0: too many. */
+static uint32_t fence_made(struct render *r, uint32_t slot, uint32_t type)
+{
+	uint32_t number = 0;
+
+	pthread_mutex_lock(&answers);
+	if (r->fences_made - r->fences_over < WIRE_SLOTS) {
+		number = ++r->fences_made;
+		r->fences[number % WIRE_SLOTS] = (struct wire_answer){slot, type};
+	}
+	pthread_mutex_unlock(&answers);
+	return number;
 }
 
 static int answer(struct render *r, int32_t slot, uint32_t flags, uint32_t type)
 {
+	uint32_t number;
+
 	if (slot == WIRE_NO_SLOT)
 		return 0;
 	if (!(flags & WIRE_FENCE)) {
+		pthread_mutex_lock(&answers);
 		tell(r, (uint32_t)slot, type);
+		pthread_mutex_unlock(&answers);
 		return 0;
 	}
-	if (r->fences_made - r->fences_over == WIRE_SLOTS)
+	number = fence_made(r, (uint32_t)slot, type);
+	if (!number)
 		return -EPROTO;
-	r->fences_made++;
-	r->fences[r->fences_made % WIRE_SLOTS] = (struct wire_answer){(uint32_t)slot, type};
-	render_draw.fence(r->fences_made);
+	render_draw.fence(number);
 	return 0;
 }
 
@@ -89,12 +112,10 @@ static int step(struct render *r)
 /* Until something comes: 0, or -EPIPE: the display is gone. */
 static int sleep_until(struct render *r)
 {
-	int fence_fd = render_draw.fence_fd();
-	bool waiting = r->fences_over != r->fences_made;
 	struct pollfd fds[3] = {
 		{.fd = r->socket, .events = POLLRDHUP},
 		{.fd = r->commands, .events = POLLIN},
-		{.fd = waiting ? fence_fd : -1, .events = POLLIN},
+		{.fd = render_draw.look_fd(), .events = POLLIN},
 	};
 	uint64_t count;
 	int n = 0;
@@ -102,12 +123,14 @@ static int sleep_until(struct render *r)
 	shm_store32(&r->wire->renderer_sleeps, 1);
 	shm_mb();
 	if (wire_load_acquire(&r->wire->head) == r->tail)
-		n = poll(fds, 3, waiting && fence_fd < 0 ? 1 : -1);
+		n = poll(fds, 3, -1);
 	shm_store32(&r->wire->renderer_sleeps, 0);
 	if (n < 0)
 		return errno == EINTR ? 0 : -errno;
 	if (n > 0 && fds[0].revents & (POLLHUP | POLLRDHUP | POLLERR))
 		return -EPIPE;
+	if (n > 0 && fds[2].revents)
+		render_draw.look();
 	if (n > 0 && fds[1].revents && read(r->commands, &count, sizeof(count)) < 0 && errno != EAGAIN)
 		return -errno;
 	return 0;
@@ -122,7 +145,7 @@ static int serve(struct render *r)
 			rc = step(r);
 		if (rc < 0)
 			return rc;
-		if (r->fences_over != r->fences_made)
+		if (rc > 0)
 			render_draw.look();
 		if (rc == 0) {
 			rc = sleep_until(r);

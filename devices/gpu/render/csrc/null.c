@@ -41,7 +41,7 @@ static int init(struct render *r, const struct render_options *options, struct w
 	return 0;
 }
 
-static int fence_fd(void)
+static int look_fd(void)
 {
 	return -1;
 }
@@ -247,7 +247,7 @@ static uint32_t submit(uint32_t context, uint32_t *words, uint32_t nr)
 const struct render_draw render_draw = {
 	.about = "null: draws nothing, for tests",
 	.init = init,
-	.fence_fd = fence_fd,
+	.look_fd = look_fd,
 	.fence = fence,
 	.look = look,
 	.context_create = context_create,

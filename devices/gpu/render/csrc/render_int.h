@@ -2,7 +2,7 @@
 /*
  * render_int.h - inside of a renderer: the loop that takes commands, the guest's memory, and what does the drawing.
  *
- * One thread. A command is copied out of the ring before it is looked at; each id, box and length is checked here, and what
+ * One thread; another one may tell of fences. A command is copied out of the ring before it is looked at; each id, box and length is checked here, and what
  * draws (render_draw) only sees contexts and resources that are there.
  */
 #ifndef GPU_RENDER_INT_H
@@ -54,9 +54,10 @@ extern const struct render_draw {
 	const char *about;
 	/* @ready: fill in the capsets. 0 or -errno, and why. */
 	int (*init)(struct render *r, const struct render_options *options, struct wire_ready *ready, const char **words);
-	/* Readable when a fence may be over; -1: look every millisecond. */
-	int (*fence_fd)(void);
-	void (*fence)(uint32_t number);		/* render_fenced() is called when all up to it are over */
+	/* render_fenced() is called when all up to @number are over; by any thread. */
+	void (*fence)(uint32_t number);
+	/* Readable when look() is to be called; -1: never. */
+	int (*look_fd)(void);
 	void (*look)(void);
 	uint32_t (*context_create)(const struct wire_context *what);
 	void (*context_destroy)(uint32_t id);
@@ -87,7 +88,7 @@ struct render {
 	uint32_t fences_made, fences_over;
 };
 
-/* loop.c: all fences up to @number are over. */
+/* loop.c: all fences up to @number are over. Any thread. */
 void render_fenced(uint32_t number);
 
 /* guest.c */

@@ -2,7 +2,7 @@
 /*
  * virgl.c - a renderer by libvirglrenderer: OpenGL of the host, on a GPU or by Mesa's software renderer.
  *
- * Fences are waited for by a thread of the library, which writes an eventfd. What the library says of a guest's mistakes goes
+ * Fences are waited for by a thread of the library, which tells the display itself. What the library says of a guest's mistakes goes
  * nowhere but for the first few lines: a guest can make any number of them.
  */
 #include <stdarg.h>
@@ -15,7 +15,10 @@
 
 enum { OK = VIRTIO_GPU_RESP_OK_NODATA, UNSPEC = VIRTIO_GPU_RESP_ERR_UNSPEC, BAD_PARAMETER = VIRTIO_GPU_RESP_ERR_INVALID_PARAMETER };
 
-enum { LINES = 16 };		/* of the library's words */
+enum {
+	LINES = 16,			/* of the library's words */
+	FENCES_BY_THREAD = 1 << 8,	/* VIRGL_RENDERER_ASYNC_FENCE_CB, which older headers hide */
+};
 
 struct virgl_box {
 	uint32_t x, y, z, w, h, d;
@@ -47,7 +50,7 @@ static void say(const char *words, va_list args)
 static int init(struct render *r, const struct render_options *options, struct wire_ready *ready, const char **words)
 {
 	static struct virgl_renderer_callbacks callbacks = {.version = 2, .write_fence = fenced, .get_drm_fd = drm_fd};
-	int flags = VIRGL_RENDERER_USE_EGL | VIRGL_RENDERER_THREAD_SYNC;
+	int flags = VIRGL_RENDERER_USE_EGL | VIRGL_RENDERER_THREAD_SYNC | FENCES_BY_THREAD;
 
 	node = options->node;
 	if (node < 0)
@@ -73,7 +76,7 @@ static int init(struct render *r, const struct render_options *options, struct w
 	return 0;
 }
 
-static int fence_fd(void)
+static int look_fd(void)
 {
 	return virgl_renderer_get_poll_fd();
 }
@@ -206,7 +209,7 @@ static int export(struct render_resource *res, struct wire_exported *out)
 const struct render_draw render_draw = {
 	.about = "virgl, by libvirglrenderer",
 	.init = init,
-	.fence_fd = fence_fd,
+	.look_fd = look_fd,
 	.fence = fence,
 	.look = look,
 	.context_create = context_create,
