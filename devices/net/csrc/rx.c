@@ -2,26 +2,18 @@
 /*
  * rx.c - to a guest: frames are copied into the buffers its driver offered.
  */
-#include <errno.h>
 #include <stdlib.h>
 
-#include "devices/net/csrc/dev.h"
+#include "devices/net/csrc/rx_int.h"
 
 /* --- the stash: buffers popped and unused ----------------------------------------------------------------------- */
 
-/* Those that are filled, in one go. */
-static void push_filled(struct net_rxq *q)
+void net_rx_push_filled(struct net_rxq *q)
 {
 	if (q->at == q->done)
 		return;
 	ring_vq_push_batch(q->source.vq, q->chains + q->done, q->written + q->done, (int)(q->at - q->done));
 	q->done = q->at;
-}
-
-/* The next buffer has @bytes in it. */
-static inline void fill(struct net_rxq *q, uint32_t bytes)
-{
-	q->written[q->at++] = bytes;
 }
 
 /* At least one more buffer, @want of them if there are so many. False: none. */
@@ -30,7 +22,7 @@ static bool refill(struct net_rxq *q, uint32_t want)
 	int n;
 
 	if (q->at == q->nr || q->nr + want > NET_STASH) {
-		push_filled(q);
+		net_rx_push_filled(q);
 		memmove(q->chains, q->chains + q->at, (q->nr - q->at) * sizeof(*q->chains));
 		q->nr -= q->at;
 		q->at = 0;
@@ -54,15 +46,11 @@ static bool usable(struct net_rxq *q, uint32_t want)
 			return false;
 		if (net_likely(q->chains[q->at]->in_bytes >= q->hdr_len + NET_ETH))
 			return true;
-		fill(q, 0);
+		net_rx_fill(q, 0);
 	}
 }
 
-/*
- * Buffers for @bytes, header included: chains[at] … Returns their number; 0 without room, *@why says why. @want: buffers
- * worth popping at once.
- */
-static uint32_t reserve(struct net_rxq *q, uint32_t bytes, uint32_t want, uint32_t *why)
+uint32_t net_rx_reserve(struct net_rxq *q, uint32_t bytes, uint32_t want, uint32_t *why)
 {
 	uint64_t room;
 	uint32_t n;
@@ -97,9 +85,9 @@ static uint32_t reserve(struct net_rxq *q, uint32_t bytes, uint32_t want, uint32
 	return n;
 }
 
-static void give_back(struct net_rxq *q)
+void net_rx_give_back(struct net_rxq *q)
 {
-	push_filled(q);
+	net_rx_push_filled(q);
 	if (q->nr != q->at)
 		ring_vq_unpop(q->source.vq, (int)(q->nr - q->at));
 	q->nr = 0;
@@ -109,15 +97,7 @@ static void give_back(struct net_rxq *q)
 
 /* --- a frame into its buffers ----------------------------------------------------------------------------------- */
 
-/* Where the next byte goes: piece @piece of the chain at @chain, @off bytes into it. */
-struct cursor {
-	struct ring_chain **chain;
-	uint32_t piece;		/* from the first writable one */
-	size_t off;
-};
-
-/* There is room: see reserve(). */
-static void put(struct cursor *c, const void *src, size_t len)
+void net_rx_put(struct net_rx_cursor *c, const void *src, size_t len)
 {
 	const uint8_t *from = src;
 
@@ -145,7 +125,7 @@ static void put(struct cursor *c, const void *src, size_t len)
 }
 
 /* What of @f is not in its head. */
-static void put_rest(struct cursor *c, const struct net_frame *f)
+static void put_rest(struct net_rx_cursor *c, const struct net_frame *f)
 {
 	const struct ring_iov *iov = f->iov;
 	size_t skip = (size_t)f->skip + f->head_len;
@@ -160,7 +140,7 @@ static void put_rest(struct cursor *c, const struct net_frame *f)
 			continue;
 		}
 		n = iov->len - skip < left ? iov->len - skip : left;
-		put(c, (const uint8_t *)iov->base + skip, n);
+		net_rx_put(c, (const uint8_t *)iov->base + skip, n);
 		left -= n;
 		iov++;
 		skip = 0;
@@ -202,24 +182,24 @@ static inline void delivered(struct net_rxq *q, const struct net_frame *f)
 static __attribute__((noinline)) void deliver(struct net_rxq *q, const struct net_frame *f, uint32_t want)
 {
 	uint32_t need = q->hdr_len + f->len;
-	struct cursor c = { .chain = NULL };
+	struct net_rx_cursor c = { .chain = NULL };
 	struct net_wire w;
 	uint32_t why, n;
 
-	n = reserve(q, need, want, &why);
+	n = net_rx_reserve(q, need, want, &why);
 	if (net_unlikely(!n)) {
 		ring_count(&q->stats.dropped[why], 1);
 		return;
 	}
 	make_header(q, f, n, &w);
 	c.chain = &q->chains[q->at];
-	put(&c, &w, q->hdr_len);
-	put(&c, f->head, f->head_len);
+	net_rx_put(&c, &w, q->hdr_len);
+	net_rx_put(&c, f->head, f->head_len);
 	put_rest(&c, f);
 	while (n--) {
 		uint32_t room = q->chains[q->at]->in_bytes, written = room < need ? room : need;
 
-		fill(q, written);
+		net_rx_fill(q, written);
 		need -= written;
 	}
 	delivered(q, f);
@@ -252,7 +232,7 @@ static inline bool deliver_fast(struct net_rxq *q, const struct net_frame *f)
 	net_copy_head(to + NET_HDR_V1, f->head, f->head_len);
 	if (rest)
 		shm_copy_out(to + NET_HDR_V1 + f->head_len, (const uint8_t *)f->iov->base + from, rest);
-	fill(q, need);
+	net_rx_fill(q, need);
 	delivered(q, f);
 	return true;
 }
@@ -278,11 +258,6 @@ static void finish(struct net_rxq *q, const struct net_frame *f, uint32_t takes,
 
 	if (why != NET_DROP_NONE)
 		ring_count(&q->stats.dropped[why], 1);
-}
-
-static bool runs(const struct net_rxq *q)
-{
-	return q && q->source.worker && q->enabled && !q->source.paused;
 }
 
 /* The fewest checks that a header gets: it asks for nothing. */
@@ -350,6 +325,14 @@ static inline bool spans(const struct net_rxq *q)
 	       __atomic_load_n(&q->dev->filter.mode, __ATOMIC_RELAXED) & NET_MODE_PROMISC;
 }
 
+/* deliver_span(), where it may be asked. */
+static inline int try_span(struct net_rxq *q, const struct net_frame *const *frames, int n)
+{
+	if (net_unlikely(!spans(q) || net_unfinished(frames[0], q->dev->port.takes)))
+		return 0;
+	return deliver_span(q, frames, n);
+}
+
 static void note_batch(struct net_rxq *q)
 {
 	if (q->batch_frames) {
@@ -381,18 +364,24 @@ static void deliver_chains(struct net_rxq *q, const struct net_frame *const *fra
 		else if (net_unlikely(!deliver_fast(q, f)))
 			deliver(q, f, (uint32_t)(n - i));
 	}
-	push_filled(q);
+	net_rx_push_filled(q);
 }
 
-static void deliver_all(struct net_rxq *q, const struct net_frame *const *frames, int n)
+void net_rx_deliver(struct net_rxq *q, const struct net_frame *const *frames, int n)
 {
-	int done = 0;
+	int done = try_span(q, frames, n);
 
-	if (net_likely(spans(q) && !net_unfinished(frames[0], q->dev->port.takes)))
-		done = deliver_span(q, frames, n);
 	if (net_unlikely(done < n))
 		deliver_chains(q, frames + done, n - done);
 	note_batch(q);
+}
+
+int net_rx_deliver_some(struct net_rxq *q, const struct net_frame *const *frames, int n)
+{
+	int done = try_span(q, frames, n);
+
+	note_batch(q);
+	return done;
 }
 
 /* --- the port --------------------------------------------------------------------------------------------------- */
@@ -411,7 +400,7 @@ static struct net_rxq *choose(const struct net_dev *dev, const struct net_frame 
 	else if (net_unlikely(pair >= active))
 		pair %= active;
 	q = dev->rx[pair];
-	return net_likely(runs(q)) ? q : dev->rx[0];
+	return net_likely(net_rx_runs(q)) ? q : dev->rx[0];
 }
 
 void net_rx_send(struct net_port *port, const struct net_frame *const *frames, int n)
@@ -430,214 +419,11 @@ void net_rx_send(struct net_port *port, const struct net_frame *const *frames, i
 			if (next != q)
 				break;
 		}
-		if (net_unlikely(!runs(q) || net_is_down(port)))
+		if (net_unlikely(!net_rx_runs(q) || net_is_down(port)))
 			net_count_shared(&port->stats.dropped[NET_DROP_DOWN], (uint64_t)(end - i));
 		else
-			deliver_all(q, frames + i, end - i);
+			net_rx_deliver(q, frames + i, end - i);
 	}
-}
-
-/* --- a feeder offers, or reads into the buffers ---------------------------------------------------------------------------- */
-
-/* Ask for kicks, unless there are buffers for @q->need bytes by now: then true. */
-static bool ask(struct net_rxq *q)
-{
-	uint32_t why;
-
-	q->starved = true;
-	while (ring_vq_kicks_on(q->source.vq)) {
-		if (reserve(q, q->need, 1, &why) || why == NET_DROP_TOO_SMALL) {
-			q->starved = false;
-			ring_vq_kicks_off(q->source.vq);
-			return true;
-		}
-	}
-	return false;
-}
-
-/* A feeder has no buffers for @need bytes. True: there are now, after all. */
-static bool starve(struct net_rxq *q, uint32_t need)
-{
-	q->hungry = true;
-	q->need = need;
-	if (q->source.active)	/* it is polled, and asks when that ends: rx_arm() */
-		return false;
-	return ask(q);
-}
-
-int net_rx_offer(struct net_dev *dev, uint32_t pair, const struct net_frame *const *frames, int n)
-{
-	struct net_rxq *q = dev->rx[pair];
-	uint32_t each, room, why;
-
-	if (!runs(q))
-		return 0;
-	if (q->rest) {
-		q->rest--;
-		q->hungry = true;
-		return 0;
-	}
-	if (net_likely(spans(q) && !net_unfinished(frames[0], q->dev->port.takes))) {
-		int done = deliver_span(q, frames, n);
-
-		note_batch(q);
-		if (done) {
-			if (done < n)
-				q->rest = NET_REST;
-			return done;
-		}
-	}
-	each = reserve(q, q->hdr_len + frames[0]->len, (uint32_t)n, &why);
-	if (!each && why == NET_DROP_NO_BUFFER && starve(q, q->hdr_len + frames[0]->len))
-		each = reserve(q, q->hdr_len + frames[0]->len, (uint32_t)n, &why);
-	if (!each) {
-		ring_count(&q->stats.dropped[why], why == NET_DROP_TOO_SMALL);
-		return 0;
-	}
-	room = each == 1 ? q->nr - q->at : (q->nr - q->at) / each;
-	if (room < (uint32_t)n) {
-		n = (int)room;
-		q->rest = NET_REST;
-	}
-	deliver_all(q, frames, n);
-	return n;
-}
-
-/* Pieces of the @n chains from chains[at], @skip bytes of them left out, at q->iov[@from]; returns their end. */
-static int gather(struct net_rxq *q, uint32_t n, size_t skip, int from)
-{
-	uint32_t i, k;
-
-	for (i = 0; i < n; i++) {
-		const struct ring_chain *chain = q->chains[q->at + i];
-
-		for (k = 0; k < chain->nr_in && from < RING_IOV_MAX; k++) {
-			struct ring_iov iov = chain->iov[chain->nr_out + k];
-			size_t drop = skip < iov.len ? skip : iov.len;
-
-			skip -= drop;
-			iov.base = (uint8_t *)iov.base + drop;
-			iov.len -= drop;
-			if (iov.len)
-				q->iov[from++] = iov;
-		}
-	}
-	return from;
-}
-
-/* The hash of a frame of @bytes that lies at q->iov[1] and after. */
-static void hash_read(const struct net_rxq *q, uint32_t bytes, struct net_wire *w)
-{
-	uint32_t len = bytes < NET_HEAD ? bytes : NET_HEAD, at = 0;
-	const struct ring_iov *iov = &q->iov[1];
-	uint8_t head[NET_HEAD];
-
-	while (at < len) {
-		size_t n = iov->len < len - at ? iov->len : len - at;
-
-		shm_copy_in(head + at, iov->base, n);
-		at += (uint32_t)n;
-		iov++;
-	}
-	w->hash_report = (uint16_t)net_rss_hash(&q->dev->rss, head, len, &w->hash_value);
-}
-
-/* @bytes of frame lie in the buffers: finish the header and give them to the driver. */
-static void publish(struct net_rxq *q, uint32_t bytes, const struct net_hdr *hdr)
-{
-	uint32_t left = q->hdr_len + bytes;
-	uint32_t n = 0, room = 0;
-	struct net_wire w = { .num_buffers = 0 };
-
-	while (room < left)
-		room += q->chains[q->at + n++]->in_bytes;
-	w.num_buffers = (uint16_t)n;
-	if (hdr) {
-		struct cursor c = { .chain = &q->chains[q->at] };
-
-		w.hdr = *hdr;
-		if (q->hdr_len == NET_HDR_HASH && net_rss_on(&q->dev->rss))
-			hash_read(q, bytes, &w);
-		put(&c, &w, q->hdr_len);
-	} else {
-		ring_chain_write(q->chains[q->at], sizeof(w.hdr), &w.num_buffers, sizeof(w.num_buffers));
-	}
-	while (n--) {
-		uint32_t each = q->chains[q->at]->in_bytes, written = each < left ? each : left;
-
-		fill(q, written);
-		left -= written;
-	}
-	push_filled(q);
-	ring_count(&q->stats.in_frames, 1);
-	ring_count(&q->stats.in_bytes, bytes);
-}
-
-int net_rx_read(struct net_dev *dev, uint32_t pair, uint32_t max,
-		ssize_t (*read)(void *arg, const struct ring_iov *iov, int nr), void *arg)
-{
-	struct net_rxq *q = dev->rx[pair];
-	uint8_t header[NET_HDR_V1];
-	uint64_t room;
-	uint32_t n, why;
-	bool direct;
-	ssize_t got;
-	int nr;
-
-	if (!runs(q)) {
-		if (q)
-			q->hungry = true;	/* for when it does */
-		return -ENOBUFS;
-	}
-	n = reserve(q, q->hdr_len + max, NET_BATCH, &why);
-	if (!n && why == NET_DROP_NO_BUFFER) {
-		if (!starve(q, q->hdr_len + max))
-			return -ENOBUFS;
-		n = reserve(q, q->hdr_len + max, NET_BATCH, &why);
-	}
-	if (!n)	/* no buffer of this driver holds @max: what does not fit is cut off, and then dropped */
-		n = 1;
-	direct = q->hdr_len == NET_HDR_V1;
-	if (direct) {
-		nr = gather(q, n, 0, 0);
-	} else {
-		q->iov[0].base = header;
-		q->iov[0].len = sizeof(header);
-		nr = gather(q, n, q->hdr_len, 1);
-	}
-	got = read(arg, q->iov, nr);
-	if (got < 0)
-		return (int)got;
-	for (room = 0; n-- > 0;)
-		room += q->chains[q->at + n]->in_bytes;
-	/* a file may say what it had, not what it gave */
-	if ((uint64_t)got - NET_HDR_V1 + q->hdr_len > room && got > NET_HDR_V1) {	
-		ring_count(&q->stats.dropped[NET_DROP_TOO_SMALL], 1);
-		return (int)got;
-	}
-	if (got < NET_HDR_V1 + NET_ETH) {
-		ring_count(&q->stats.dropped[NET_DROP_RUNT], 1);
-		return (int)got;
-	}
-	if (direct) {
-		publish(q, (uint32_t)got - NET_HDR_V1, NULL);
-	} else {
-		struct net_hdr hdr;
-
-		memcpy(&hdr, header, sizeof(hdr));
-		publish(q, (uint32_t)got - NET_HDR_V1, &hdr);
-	}
-	return (int)got;
-}
-
-void net_rx_set_feeder(struct net_dev *dev, uint32_t pair, struct net_feeder *feeder)
-{
-	struct net_rxq *q = pair < dev->pairs ? dev->rx[pair] : NULL;
-
-	if (!q)
-		return;
-	q->feeder = feeder;
-	q->hungry = feeder != NULL;
 }
 
 /* --- the source ------------------------------------------------------------------------------------------------- */
@@ -647,7 +433,7 @@ static int rx_poll(struct ring_source *source, int budget)
 	struct net_rxq *q = (struct net_rxq *)(void *)source;
 	int n;
 
-	if (net_likely(!q->hungry) || !q->feeder || !budget || !runs(q))
+	if (net_likely(!q->hungry) || !q->feeder || !budget || !net_rx_runs(q))
 		return 0;
 	q->hungry = false;	/* it is again if it is refused again */
 	n = q->feeder->feed(q->feeder, budget);
@@ -660,7 +446,7 @@ static void rx_flush(struct ring_source *source)
 {
 	struct net_rxq *q = (struct net_rxq *)(void *)source;
 
-	give_back(q);
+	net_rx_give_back(q);
 	ring_vq_flush(source->vq);
 }
 
@@ -670,10 +456,10 @@ static int rx_arm(struct ring_source *source)
 	struct net_rxq *q = (struct net_rxq *)(void *)source;
 	bool more;
 
-	if (!q->hungry || !q->feeder || !runs(q))
+	if (!q->hungry || !q->feeder || !net_rx_runs(q))
 		return 0;
-	more = ask(q);
-	give_back(q);
+	more = net_rx_ask(q);
+	net_rx_give_back(q);
 	return more;
 }
 
