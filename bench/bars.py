@@ -102,6 +102,7 @@ BARS = (
     *(Bar("fs-sleep", FS_ASLEEP, fs_peers.RUST, 1.5, label=op) for op in ("getattr", "read")),
     Bar("gpu-display", GPU, gpu_suite.CONTRIB, 1.5, figure=gpu_suite.FIGURE),
     Bar("gpu-alone", GPU, gpu_suite.MEMCPY, 0.8, figure=gpu_suite.FIGURE, label="all"),
+    Bar("gpu-3d", GPU, gpu_suite.CONTRIB, 1.0, figure=gpu_suite.FIGURE),
     Bar("python", ("examples/echo.py",), "", 200_000),
 )
 

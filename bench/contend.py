@@ -234,13 +234,16 @@ class Memcpy:
         return baseline(workload, pieces / nanoseconds * 1e9, pieces, nanoseconds / 1e9)
 
 
-def compiled(name: str, folder: Path) -> Path:
-    """This folder's `name`.c as a program in `folder`. Raises: ClickException: no compiler, or it fails."""
+def compiled(name: str, folder: Path, *flags: str) -> Path:
+    """This folder's `name`.c as a program in `folder`, or by more `flags` as something else.
+
+    Raises: ClickException: no compiler, or it fails.
+    """
     program = folder / name
     compiler = shutil.which("cc")
     if compiler is None:
         raise click.ClickException(f"{name}: {WHERE['memcpy']}")
-    command = [compiler, "-O2", "-o", str(program), str(Path(__file__).with_name(f"{name}.c"))]
+    command = [compiler, "-O2", *flags, "-o", str(program), str(Path(__file__).with_name(f"{name}.c"))]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise click.ClickException(f"bench/{name}.c does not compile: {done.stderr.strip()[-500:]}")

@@ -28,7 +28,13 @@ RECTS: tuple[tuple[int, int] | tuple[()], ...] = ((), (256, 256), (16, 16))
 SECTIONS = {
     "gpu-display": "transfer and flush of 1920x1080, QEMU's display attached and read by the front-end",
     "gpu-alone": "transfer and flush of 1920x1080, nobody looks",
+    "gpu-3d": "submissions of virgl with their fences, drawn by Mesa's software renderer",
 }
+#: what is submitted: so many words that change state, and perhaps a clear of the picture
+SUBMITTED = ((5, False), (1000, False), (5, True))
+PICTURE_3D = (256, 256)
+#: Mesa without a GPU, as `vhost gpu` starts it
+SOFTWARE = ("EGL_PLATFORM=surfaceless", "LIBGL_ALWAYS_SOFTWARE=1")
 
 
 def ours_name(*, packed: bool = False) -> str:
@@ -46,6 +52,18 @@ def ours(*, packed: bool = False) -> Peer:
 def contrib() -> Peer:
     """QEMU's. It ends with its first connection."""
     return Peer(CONTRIB, Program((str(CONTRIB_PROGRAM), "--socket-path", "{folder}/s"), once=True))
+
+
+def ours_3d(*, packed: bool = False) -> Peer:
+    """`vhost gpu --virgl`: device, renderer and what draws on one processor."""
+    command = ("taskset", "-c", "{back}", vhost_program(), "gpu", "--virgl", "--socket-path", "{folder}/s")
+    return Peer(ours_name(packed=packed), Program((*command, "--log-level", "warning")), packed=packed)
+
+
+def contrib_3d(surfaceless: Path) -> Peer:
+    """QEMU's, with `surfaceless.c` preloaded."""
+    command = ("env", f"LD_PRELOAD={surfaceless}", *SOFTWARE, "taskset", "-c", "{back}", str(CONTRIB_PROGRAM))
+    return Peer(CONTRIB, Program((*command, "--virgl", "--socket-path", "{folder}/s"), once=True))
 
 
 @dataclass(frozen=True)
@@ -85,6 +103,8 @@ class Copies:
 
 def label(workload: Workload) -> str:
     """As tables have it."""
+    if workload.words:
+        return f"{workload.words} words{' and clear' * workload.clear}, {workload.depth}"
     area = "x".join(map(str, workload.rect)) if workload.rect else "all"
     return f"{area}, {workload.depth}"
 
@@ -105,9 +125,28 @@ def _cells(plan: Plan, section: str) -> list[Cell]:
     return cells
 
 
+def _cells_3d(plan: Plan, surfaceless: Path | None) -> Iterator[Cell]:
+    mine: list[Contender] = [GpuBackend(ours_3d(packed=packed)) for packed in (False, True)]
+    if surfaceless is not None:
+        mine.append(GpuBackend(contrib_3d(surfaceless)))
+    for words, clear in SUBMITTED:
+        for depth in plan.depths if len(plan.depths) < 3 else DEPTHS:
+            workload = Workload(
+                PICTURE_3D, words=words, clear=clear, depth=depth, runtime=plan.runtime, warmup=plan.warmup
+            )
+            cell = Cell("gpu-3d", label(workload), workload, list(mine), mine[-1].name, figure=FIGURE, device="gpu")
+            yield from plan.chosen([cell])
+
+
 @contextmanager
 def opened(section: str, _stage: Stage, plan: Plan) -> Iterator[tuple[str, list[Cell]]]:
     """Title and cells."""
     if not CONTRIB_PROGRAM.exists():
         plan.say(f"not compared: {CONTRIB} ({WHERE})")
-    yield SECTIONS[section], _cells(plan, section)
+    if section != "gpu-3d":
+        yield SECTIONS[section], _cells(plan, section)
+        return
+    with tempfile.TemporaryDirectory(prefix="vhb-") as folder:
+        found = CONTRIB_PROGRAM.exists()
+        surfaceless = compiled("surfaceless", Path(folder), "-shared", "-fPIC") if found else None
+        yield SECTIONS[section], list(_cells_3d(plan, surfaceless))

@@ -65,7 +65,7 @@ def main(
 ) -> None:  # fmt: skip
     """Measure ours beside its peers, all SECTIONs or some: null, memory, file, tmpfs, cost, idle, rate,
     python; net-tx, net-rx, net-echo, net-switch, net-foreign, net-rate, net-idle; fs-meta, fs-data, fs-big, fs-names,
-    fs-sleep; gpu-display, gpu-alone.
+    fs-sleep; gpu-display, gpu-alone, gpu-3d.
     """
     console = Console()
     console.width = max(console.width, 150)  # a log is wide enough
