@@ -22,10 +22,9 @@ from guestlib.trixie import virtiofsd
 
 from devices.fs.config import InitFlag, Opcode
 from devices.fs.load import OPERATIONS, Workload, measure
-from vhost.testing import Failure, NotOffered, checks_for, connect_to
+from vhost.testing import Verdict, checks_for, connect_to, run_check
 from vhost.testing.check_messages import MESSAGES
 from vhost.testing.check_rings import RINGS
-from vhost.testing.report import Trial
 
 C = Path("/usr/lib/qemu/virtiofsd")
 KINDS = ("c", "rust")
@@ -194,15 +193,10 @@ def test_check_fs(kind: str, share: Path) -> None:
         for check in checks_for("fs"):
             if check in MESSAGES.checks or check in RINGS.checks or check.title.startswith("packed"):
                 continue
-            trial = Trial(connect, writable=True)
-            try:
-                check.body(trial)
+            outcome = run_check(check, connect, "fs", writable=True, once=True)
+            if outcome.verdict is Verdict.PASS:
                 passed.add(check.title)
-            except NotOffered:
-                continue
-            except (Failure, OSError) as error:
-                failed[check.title] = str(error)
-            finally:
-                trial.close()
+            elif outcome.verdict is Verdict.FAIL:
+                failed[check.title] = outcome.detail
     assert failed.keys() <= KNOWN[kind], failed
     assert len(passed) >= 12

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import sys
+from pathlib import Path
 
 import click
 from rich.console import Console
@@ -20,9 +22,10 @@ _STYLES = {Verdict.PASS: "green", Verdict.FAIL: "bold red", Verdict.NOT_OFFERED:
 @click.option("--socket-path", "path", required=True, metavar="PATH", help="Socket the back-end listens on.")
 @click.option("--write-ok", is_flag=True, help="The disk may be overwritten: also run the clauses that write.")
 @click.option("--null", "null", is_flag=True, help="The disk keeps nothing: do not compare what is read.")
+@click.option("--once", is_flag=True, help="It ends with each connection, and something starts it again, as virtiofsd.")
 @click.option("--only", metavar="TEXT", default="", help="Only clauses whose place or title contains this.")
 @click.option("--failed", "failed_only", is_flag=True, help="Print only what fails.")
-def command(device: str, path: str, write_ok: bool, null: bool, only: str, failed_only: bool) -> None:
+def command(device: str, path: str, write_ok: bool, null: bool, once: bool, only: str, failed_only: bool) -> None:
     """Try a vhost-user back-end against the specification, clause by clause.
 
     Exit status 1 if it fails one, 2 if nobody answers at PATH.
@@ -30,7 +33,10 @@ def command(device: str, path: str, write_ok: bool, null: bool, only: str, faile
     console = Console(highlight=False)
     connect = connect_to(path, timeout=5)
     try:
-        connect_to(path, timeout=2)().close()
+        if not once:
+            connect_to(path, timeout=2)().close()
+        elif not Path(path).is_socket():
+            raise FileNotFoundError(errno.ENOENT, "there is no such socket")
     except OSError as error:
         console.print(f"{path}: {error.strerror}; is the back-end running?", style="bold red")
         sys.exit(2)
@@ -49,6 +55,7 @@ def command(device: str, path: str, write_ok: bool, null: bool, only: str, faile
         device,
         writable=write_ok,
         keeps=not null,
+        once=once,
         only=lambda check: only.lower() in f"{check.clause}: {check.title}".lower(),
         progress=progress,
     )

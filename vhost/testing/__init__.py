@@ -71,6 +71,7 @@ def check_backend(
     *,
     writable: bool = False,
     keeps: bool = True,
+    once: bool = False,
     only: Callable[[Check], bool] = lambda _check: True,
     progress: Callable[[Outcome], None] = lambda _outcome: None,
 ) -> Report:
@@ -81,6 +82,7 @@ def check_backend(
         device: one of DEVICES.
         writable: what is on the disk may be overwritten; else those clauses are not run.
         keeps: what is written can be read back; False for a null store.
+        once: it serves one connection and ends, and something starts it again: whether it died cannot be told.
         only: which checks to run.
         progress: called after each clause.
 
@@ -94,8 +96,8 @@ def check_backend(
         if gone or (check.writes and not writable):
             outcome = Outcome(check.clause, check.title, Verdict.NOT_RUN, gone or "it overwrites the disk")
         else:
-            outcome = run_check(check, connect, device, writable=writable, keeps=keeps)
-            if outcome.verdict is Verdict.FAIL and not _process(connect):
+            outcome = run_check(check, connect, device, writable=writable, keeps=keeps, once=once)
+            if outcome.verdict is Verdict.FAIL and not once and not _process(connect):
                 gone = "the back-end is gone"
         outcomes.append(outcome)
         progress(outcome)
@@ -113,10 +115,16 @@ def _process(connect: Connect) -> int:
 
 
 def run_check(
-    check: Check, connect: Connect, device: str = "blk", *, writable: bool = False, keeps: bool = True
+    check: Check,
+    connect: Connect,
+    device: str = "blk",
+    *,
+    writable: bool = False,
+    keeps: bool = True,
+    once: bool = False,
 ) -> Outcome:
     """Try one clause, as check_backend."""
-    before = _process(connect)
+    before = 0 if once else _process(connect)
     outcome = _try(check, Trial(connect, DEVICES[device][1], writable, keeps))
     if before and (after := _process(connect)) != before:
         how = "and was started again" if after else "or serves nobody any more"
