@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from bench import fs_peers, gpu_suite, net_peers
+from bench import fs_peers, fs_scale, gpu_suite, net_peers
 from bench.cost import MANY
 from bench.peers import SPDK, STORAGE_DAEMON, ours_name
 from bench.rounds import Cell, spread
@@ -99,7 +99,15 @@ BARS = (
         )
     ),
     Bar("fs-big", FS, fs_peers.NATIVE, 0.95, "polling"),
-    *(Bar("fs-sleep", FS_ASLEEP, fs_peers.RUST, 1.5, label=op) for op in ("getattr", "read")),
+    *(
+        Bar("fs-sleep", FS_ASLEEP, fs_peers.RUST, limit, "", (), "iops", False, fs_peers.NATIVE, NEAR_NATIVE, op)
+        for op, limit in (("getattr", 1.5), ("lookup", 2), ("read", 1.5), ("write", 3))
+    ),
+    Bar("fs-scale", (fs_scale.MANY,), fs_scale.ONE, 1.6, label="read 1 MiB"),
+    *(
+        Bar("fs-scale", (fs_scale.MANY,), fs_scale.ONE, 0.8, figure="per_cpu_second", label=op)
+        for op in ("getattr", "read 4 KiB")
+    ),
     Bar("gpu-display", GPU, gpu_suite.CONTRIB, 1.5, figure=gpu_suite.FIGURE),
     Bar("gpu-alone", GPU, gpu_suite.MEMCPY, 0.8, figure=gpu_suite.FIGURE, label="all"),
     Bar("gpu-3d", GPU, gpu_suite.CONTRIB, 1.0, figure=gpu_suite.FIGURE),

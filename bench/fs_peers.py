@@ -131,25 +131,45 @@ class FsBackend(Driven):
 
 @dataclass(frozen=True)
 class Native:
-    """The same system calls on the same files by a program of the host, on the back-end's processor."""
+    """The same system calls on the same files by programs of the host, the first on the back-end's processor.
+
+    Where both ends share one, a second process stands for the front-end, and they wake each other.
+    """
 
     share: Path
-    name: str = NATIVE
+    processes: int = 1
+
+    @property
+    def name(self) -> str:
+        return NATIVE if self.processes == 1 else f"{NATIVE}, {self.processes} processes"
 
     def run(self, stage: Stage, workload: Workload, *, together: bool) -> Figures:
         stage.awake(None)
-        cpu = stage.places.front if together else stage.places.back
+        cpus = [stage.places.front] if together else [stage.places.back, stage.places.front][: self.processes]
+        other = "asleep" if together else "idle"
+        files = 1 if workload.has_data else workload.files or 1000
+        block, piece, nanoseconds = workload.block_bytes, workload.piece_bytes, int(workload.runtime * 1e9)
+        numbers = (files, SIZE, block, piece, workload.depth, nanoseconds)
         with tempfile.TemporaryDirectory(prefix="vhb-") as folder:
-            program = compiled("fs_native", Path(folder))
-            files = 1 if workload.has_data else workload.files or 1000
-            block, piece, nanoseconds = workload.block_bytes, workload.piece_bytes, int(workload.runtime * 1e9)
-            numbers = (files, SIZE, block, piece, workload.depth, nanoseconds, cpu)
-            command: list[str | Path] = [program, workload.op, self.share / FOLDER, *map(str, numbers)]
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise click.ClickException(f"bench/fs_native.c failed: {done.stderr.strip()}")
-        operations, entries, nanoseconds, each_ps = map(int, done.stdout.split())
-        seconds = nanoseconds / 1e9
-        more: dict[str, Any] = {"entries_per_second": entries / seconds} if entries else {}
-        more |= {"latency": {"p50_us": each_ps / 1e6}, "busy_us": each_ps / 1e6}
-        return baseline(workload, operations / seconds, operations, seconds, **more)
+            program = str(compiled("fs_native", Path(folder)))
+            words = [program, workload.op, str(self.share / FOLDER), *map(str, numbers)]
+            found = [_figures(process) for process in [_started([*words, str(cpu), other]) for cpu in cpus]]
+        rate = sum(operations / seconds for operations, _, seconds, _ in found)
+        listed = sum(entries / seconds for _, entries, seconds, _ in found)
+        operations, seconds, each_us = sum(each[0] for each in found), found[0][2], found[0][3]
+        more: dict[str, Any] = {"entries_per_second": listed} if listed else {}
+        more |= {"latency": {"p50_us": each_us}, "busy_us": each_us}
+        return baseline(workload, rate, operations, seconds, **more)
+
+
+def _started(command: list[str]) -> subprocess.Popen[str]:
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def _figures(process: subprocess.Popen[str]) -> tuple[int, int, float, float]:
+    """Operations, entries, seconds, microseconds of one. Raises: ClickException: it failed."""
+    out, error = process.communicate()
+    if process.returncode:
+        raise click.ClickException(f"bench/fs_native.c failed: {error.strip()}")
+    operations, entries, nanoseconds, each_ps = map(int, out.split())
+    return operations, entries, nanoseconds / 1e9, each_ps / 1e6

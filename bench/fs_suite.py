@@ -24,11 +24,15 @@ SECTIONS: dict[str, tuple[str, tuple[tuple[str, int], ...]]] = {
     "fs-data": ("4 KiB at random", (("read", PAGE), ("write", PAGE))),
     "fs-big": ("1 MiB at random, a descriptor per page and in one piece", (("read", MIB), ("write", MIB))),
     "fs-names": ("a listing of 10,000 files, and the life of a new file of 4 KiB", (("list", PAGE), ("create", PAGE))),
-    "fs-sleep": ("front-end and back-end asleep in turns on one processor", (("getattr", PAGE), ("read", PAGE))),
+    "fs-sleep": (
+        "front-end and back-end asleep in turns on one processor",
+        (("getattr", PAGE), ("lookup", PAGE), ("read", PAGE), ("write", PAGE)),
+    ),
 }
 
 
-def _workload(plan: Plan, op: str, block: int, **more: Any) -> Workload:
+def workload_of(plan: Plan, op: str, block: int, **more: Any) -> Workload:
+    """`op` with blocks of so many bytes, in the folder that `shared` makes."""
     return Workload(
         op=op, block_bytes=block, size=SIZE, folder=FOLDER, runtime=plan.runtime, warmup=plan.warmup, **more
     )
@@ -46,9 +50,7 @@ def _cell(plan: Plan, section: str, workload: Workload, share: Path) -> list[Cel
     together = not workload.poll
     mine = [ours(share, packed=packed, polling=not together) for packed in (False, True)]
     peers = [*mine, *virtiofsd(share)]
-    those: list[Contender] = [FsBackend(peer) for peer in peers]
-    if not together:
-        those.append(Native(share))
+    those: list[Contender] = [*map(FsBackend, peers), Native(share)]
     base = peers[-1].name
     figure = "entries_per_second" if workload.op == "list" else "iops"
     cell = Cell(section, label(workload), workload, those, base, together, figure, "fs")
@@ -63,7 +65,7 @@ def _cells(plan: Plan, section: str, share: Path) -> list[Cell]:
         for depth in depths if block == PAGE else (4,):
             for piece in (PAGE, 0) if block == MIB else (0,):
                 found += _cell(
-                    plan, section, _workload(plan, op, block, depth=depth, piece_bytes=piece, poll=poll), share
+                    plan, section, workload_of(plan, op, block, depth=depth, piece_bytes=piece, poll=poll), share
                 )
     return found
 

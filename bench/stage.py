@@ -55,11 +55,11 @@ class Live:
         """The last it said."""
         return (self.folder / "log").read_text(errors="replace")[-800:]
 
-    def pin(self, cpu: int) -> None:
-        """All its threads to one processor."""
+    def pin(self, *cpus: int) -> None:
+        """All its threads to these processors."""
         for task in Path(f"/proc/{self.pid}/task").iterdir():
             try:
-                os.sched_setaffinity(int(task.name), {cpu})
+                os.sched_setaffinity(int(task.name), cpus)
             except ProcessLookupError:
                 pass  # a helper thread that just ended
 

@@ -14,7 +14,7 @@ import click
 from rich.console import Console
 from rich.progress import Progress
 
-from bench import cost, duty, echo, fs_suite, gpu_suite, net_idle, net_suite, report, rounds, stores
+from bench import cost, duty, echo, fs_scale, fs_suite, gpu_suite, net_idle, net_suite, report, rounds, stores
 from bench.plan import Plan
 from bench.rounds import Cell
 from bench.stage import Stage
@@ -29,6 +29,7 @@ OPENED = {
     **dict.fromkeys(net_suite.SECTIONS, net_suite.opened),
     "net-idle": net_idle.opened,
     **dict.fromkeys(fs_suite.SECTIONS, fs_suite.opened),
+    "fs-scale": fs_scale.opened,
     **dict.fromkeys(gpu_suite.SECTIONS, gpu_suite.opened),
 }
 DEPTHS = (1, 32, 128)
@@ -65,7 +66,7 @@ def main(
 ) -> None:  # fmt: skip
     """Measure ours beside its peers, all SECTIONs or some: null, memory, file, tmpfs, cost, idle, rate,
     python; net-tx, net-rx, net-echo, net-switch, net-foreign, net-rate, net-idle; fs-meta, fs-data, fs-big, fs-names,
-    fs-sleep; gpu-display, gpu-alone, gpu-3d.
+    fs-sleep, fs-scale; gpu-display, gpu-alone, gpu-3d.
     """
     console = Console()
     console.width = max(console.width, 150)  # a log is wide enough

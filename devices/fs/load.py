@@ -7,7 +7,7 @@ print(result.iops, result.latency.p99_us)
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -226,11 +226,12 @@ class _Generator(Generator):
         lib.fs_load_set_op(self._ptr, _OPS[op], verify)
 
 
-async def measure(target: Target, workload: Workload) -> Result:
+async def measure(target: Target, workload: Workload, *, look: Callable[[], None] | None = None) -> Result:
     """Connect, make the files, warm up, measure, drain, remove what was made.
 
     Args:
         target: path of the back-end's socket, or a connected socket, which is taken over.
+        look: called once the load is over, while the back-end still knows all files.
 
     Raises:
         ValueError: the workload makes no sense.
@@ -244,7 +245,7 @@ async def measure(target: Target, workload: Workload) -> Result:
         async with Frontend.connect(target, memory=memory, protocol=_PROTOCOL) as frontend:
             await _start(frontend, workload)
             try:
-                return await _session(frontend, workload)
+                return await _session(frontend, workload, look)
             except OSError as error:
                 raise DeviceError(f"while the files were prepared: {error.strerror}") from error
 
@@ -274,13 +275,15 @@ def _memory_bytes(workload: Workload) -> int:
     return ((1 + workload.queues) * (ring_bytes + (64 << 10)) + workload.queues * buffers + (4 << 20)) & -(2 << 20)
 
 
-async def _session(frontend: Frontend, workload: Workload) -> Result:
+async def _session(frontend: Frontend, workload: Workload, look: Callable[[], None] | None) -> Result:
     with Client(frontend, frontend.queues[1]) as client:
         await client.init()
         if workload.op in ("write", "create") and client.max_write < workload.block_bytes:
             raise VhostError(f"the back-end takes at most {client.max_write} bytes in a WRITE")
         async with _files(client, workload) as (folder, nodes, fresh):
             result = await _drive(frontend, client, workload, folder, nodes, fresh)
+            if look is not None:
+                look()
         await client.destroy()
     await frontend.stop()
     return result
