@@ -14,6 +14,7 @@ import logging
 import os
 import select
 import socket
+import threading
 from collections.abc import Mapping, Sequence
 
 __all__ = ["FdStore"]
@@ -21,23 +22,24 @@ __all__ = ["FdStore"]
 log = logging.getLogger(__name__)
 
 _FIRST = 3  # SD_LISTEN_FDS_START
-_AT_ONCE = 253  # SCM_MAX_FD
 _PATIENCE_MS = 5000
 
 
 class FdStore:
-    """What the service manager keeps under one name.
+    """What the service manager keeps for one state file.
 
     Args:
         address: of its socket, as in ``NOTIFY_SOCKET``.
-        name: under which it keeps them.
+        prefix: of the names under which it keeps them.
 
     Raises:
         OSError: it cannot be reached.
     """
 
-    def __init__(self, address: str, name: str) -> None:
-        self._name = name
+    def __init__(self, address: str, prefix: str) -> None:
+        self._prefix = prefix
+        self._kept: set[str] = set()
+        self._lock = threading.Lock()
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
         try:
             # now: the sandbox has no way there
@@ -45,7 +47,6 @@ class FdStore:
         except BaseException:
             self._socket.close()
             raise
-        self._socket.settimeout(_PATIENCE_MS / 1000)
 
     @classmethod
     def of(cls, path: str, environment: Mapping[str, str] = os.environ) -> FdStore | None:
@@ -53,37 +54,55 @@ class FdStore:
         address = environment.get("NOTIFY_SOCKET", "")
         if not address.startswith(("/", "@")):
             return None
-        name = "vhost-fs-" + hashlib.sha256(os.fsencode(os.path.realpath(path))).hexdigest()[:16]
+        prefix = f"vhost-fs-{hashlib.sha256(os.fsencode(os.path.realpath(path))).hexdigest()[:16]}-"
         try:
-            return cls(address, name)
+            return cls(address, prefix)
         except OSError as exc:
             log.warning("the service manager's socket %s cannot be reached: %s", address, exc.strerror)
             return None
 
     def taken(self, environment: Mapping[str, str] = os.environ) -> list[int]:
-        """Descriptors that came with this process under the name, the caller's from now on."""
+        """Descriptors that came with this process, the caller's from now on; they are kept on until `keep`."""
         if environment.get("LISTEN_PID") != str(os.getpid()):
             return []
-        names = environment.get("LISTEN_FDNAMES", "").split(":")
-        found = [_FIRST + at for at, name in enumerate(names) if name == self._name]
-        with contextlib.suppress(OSError):
-            for fd in found:
-                os.set_inheritable(fd, False)
-            return found
-        return []  # somebody else closed them
+        found = []
+        for at, name in enumerate(environment.get("LISTEN_FDNAMES", "").split(":")):
+            if name.startswith(self._prefix):
+                with contextlib.suppress(OSError):  # somebody else closed it
+                    os.set_inheritable(_FIRST + at, False)
+                    found.append(_FIRST + at)
+                    self._kept.add(name)
+        return found
 
-    def put(self, fds: Sequence[int]) -> int:
-        """Have copies kept; how many were sent. Returns when the service manager has them, or after a while."""
-        given = 0
-        try:
-            for at in range(0, len(fds), _AT_ONCE):
-                part = fds[at : at + _AT_ONCE]
-                socket.send_fds(self._socket, [f"FDSTORE=1\nFDNAME={self._name}\n".encode()], part)
-                given += len(part)
-            self._wait()
-        except OSError as exc:
-            log.warning("the service manager takes no descriptors: %s", exc.strerror or exc)
-        return given
+    def keep(self, fds: Sequence[int], *, wait: bool = False) -> int:
+        """Have copies of these kept and no others; how many are.
+
+        Args:
+            fds: they stay the caller's.
+            wait: until the service manager has them, or for a while.
+        """
+        with self._lock:
+            self._socket.settimeout(_PATIENCE_MS / 1000 if wait else 0)
+            named = {self._name(fd): fd for fd in fds}
+            try:
+                for name in self._kept - named.keys():
+                    self._socket.send(f"FDSTOREREMOVE=1\nFDNAME={name}\n".encode())
+                    self._kept.discard(name)
+                new = named.keys() - self._kept
+                for name in new:
+                    socket.send_fds(self._socket, [f"FDSTORE=1\nFDNAME={name}\n".encode()], [named[name]])
+                    self._kept.add(name)
+                if wait and new:
+                    self._wait()
+            except BlockingIOError:
+                pass  # it is busy: next time
+            except OSError as exc:
+                log.warning("the service manager takes no descriptors: %s", exc.strerror or exc)
+            return sum(self._name(fd) in self._kept for fd in fds)
+
+    def _name(self, fd: int) -> str:
+        st = os.fstat(fd)
+        return f"{self._prefix}{st.st_dev:x}-{st.st_ino:x}"
 
     def _wait(self) -> None:
         """What was sent has arrived: after that this process may end."""
@@ -99,11 +118,6 @@ class FdStore:
                 log.warning("the service manager did not say that it has the descriptors of deleted files")
         finally:
             os.close(ours)
-
-    def drop(self) -> None:
-        """Have none kept any more."""
-        with contextlib.suppress(OSError):
-            self._socket.send(f"FDSTOREREMOVE=1\nFDNAME={self._name}\n".encode())
 
     def close(self) -> None:
         """Let go of the socket; what is kept is kept."""

@@ -8,6 +8,7 @@ import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import trio
@@ -197,10 +198,25 @@ def keep(server: Any, store: FdStore | None) -> None:
     failed = -int(lib.pass_keep_end(server))
     if failed:
         log.warning("paths are missing in the state file (%s): files without handles are lost", os.strerror(failed))
+    lost = _save_deleted(server, store, wait=True)
+    if lost:
+        log.warning("%d files that the guest has open and deleted are lost with this process", lost)
+
+
+def _save_deleted(server: Any, store: FdStore | None, *, wait: bool) -> int:
+    """Have the descriptors kept of what is deleted but open; returns how many are not."""
     room = ffi.new("int[]", _MOST_KEPT)
     number = int(lib.pass_keep_deleted(server, room, _MOST_KEPT))
-    if not number:
-        return
-    given = 0 if store is None else store.put(list(room[0 : min(number, _MOST_KEPT)]))
-    if given < number:
-        log.warning("%d files that the guest has open and deleted are lost with this process", number - given)
+    fds = [fd for fd in room[0 : min(number, _MOST_KEPT)] if fd >= 0]
+    try:
+        return number - (0 if store is None else store.keep(fds, wait=wait))
+    finally:
+        for fd in fds:
+            os.close(fd)
+
+
+async def save_deleted(server: Any, store: FdStore) -> None:
+    """For a process that is killed: see to it every second until cancelled."""
+    while True:
+        await trio.sleep(1)
+        await trio.to_thread.run_sync(partial(_save_deleted, server, store, wait=False))

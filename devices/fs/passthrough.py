@@ -239,8 +239,6 @@ class Passthrough(NativeServer):
         finally:
             for fd in kept:
                 os.close(fd)
-        if kept and self._store is not None:
-            self._store.drop()
 
     def _start(self, opt: Any, handles: Handles, state_file: str | None) -> Any:
         opt.root_fd = _open_folder(self.path)
@@ -305,10 +303,13 @@ class Passthrough(NativeServer):
         """As `Server.queue_starts`."""
         if self._moving:
             lib.pass_keep_again(self.ptr)
-            if self._store is not None:
-                self._store.drop()
             self._moving = False
             moving.resume(self.ptr)
+
+    async def background(self) -> None:
+        """As `Server.background`."""
+        if self._store is not None:
+            await moving.save_deleted(self.ptr, self._store)
 
     def reset(self) -> None:
         """As `Server.reset`."""
@@ -320,6 +321,9 @@ class Passthrough(NativeServer):
         super().close()
         store: FdStore | None = getattr(self, "_store", None)
         if store is not None:
+            self._store = None
+            if not self._moving:
+                store.keep([])
             store.close()
 
     @property

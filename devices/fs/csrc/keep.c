@@ -170,13 +170,17 @@ uint32_t pass_keep_deleted(struct fs_server *server, int *fds, uint32_t room)
 	struct stat st;
 
 	for (i = pass_table_next(&fs->files, 1); i; i = pass_table_next(&fs->files, i + 1)) {
-		const struct pass_file *file = pass_table_slot(&fs->files, i);
+		const struct pass_file *slot = pass_table_slot(&fs->files, i);
+		struct pass_file *file = pass_file_get(fs, (atomic_load(&slot->word) & ~(uint64_t)UINT32_MAX) | i);
 
-		if (!atomic_load(&file->open) || fstat(file->fd, &st) < 0 || st.st_nlink)
+		if (!file)
 			continue;
-		if (nr < room)
-			fds[nr] = file->fd;
-		nr++;
+		if (atomic_load(&file->open) && fstat(file->fd, &st) == 0 && !st.st_nlink) {
+			if (nr < room)
+				fds[nr] = fcntl(file->fd, F_DUPFD_CLOEXEC, 0);
+			nr++;
+		}
+		pass_file_put(fs, file);
 	}
 	return nr;
 }

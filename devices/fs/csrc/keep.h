@@ -16,8 +16,8 @@
  */
 int pass_keep_load(struct fs_server *server, int handles, const int *fds, uint32_t nr, struct pass_state *report);
 /*
- * No queue runs: descriptors of what the guest has open and nobody can open again, for it has no name any more; they stay
- * the server's. The first @room go to @fds; returns how many there are.
+ * Any time: of what the guest has open and nobody can open again, for it has no name any more, copies of the first @room
+ * descriptors to @fds, the caller's. Returns how many there are; those that could not be copied are -1.
  */
 uint32_t pass_keep_deleted(struct fs_server *server, int *fds, uint32_t room);
 /* The process ends, no queue runs: write down what only a clean end can (paths), and let go of the locks. 0, -errno. */
