@@ -8,14 +8,14 @@ from typing import Any
 
 from vhost.plugin import ConfigError, Option
 from vhost.sandbox import Confinement, parse_id_map
+from vhost.sandbox.options import SECCOMP
 
 __all__ = ["OPTIONS", "confinement_of"]
 
 OPTIONS = (
     Option("sandbox", "choice", "what it sees of the host: nothing (namespace), the folder (chroot), all (none)",
            "namespace", choices=("namespace", "chroot", "none")),
-    Option("seccomp", "choice", "system calls that are not needed: fail, end the process, are logged, pass",
-           "deny", choices=("deny", "kill", "log", "none")),
+    SECCOMP,
     Option("modcaps", "text", "capabilities kept or dropped besides the usual: +sys_admin:-mknod", metavar="LIST"),
     Option("uid-map", "texts", "user ids of the namespace, :INSIDE:HOST:COUNT:", metavar="MAP"),
     Option("gid-map", "texts", "group ids likewise", metavar="MAP"),

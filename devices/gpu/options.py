@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
-from devices.gpu import confine, viewers
+from devices.gpu import viewers
 from devices.gpu.device import Gpu
 from devices.gpu.limits import Limits
 from devices.gpu.picture import parse_mode
@@ -14,6 +14,7 @@ from devices.gpu.render import Renderer
 from devices.gpu.render import options as render
 from vhost.device import Device
 from vhost.plugin import ConfigError, DeviceType, Option
+from vhost.sandbox import options as confine
 
 __all__ = ["OPTIONS", "TYPE", "open_gpu"]
 
