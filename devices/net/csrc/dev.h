@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * dev.h - inside of a guest's card: net.c rx.c tx.c ctrl.c, nobody else.
+ * dev.h - inside of a guest's card: net.c rx.c feed.c tx.c ctrl.c, nobody else.
  *
  * Theory of operation
  *   A card has up to NET_PAIRS_MAX pairs of rings, each a source of its own. Both rings of a pair run on one worker; of
@@ -74,7 +74,10 @@ enum {
 	NET_CHAINS = 64,		/* polls that do not try for a span, after one that found other chains */
 	NET_REST = 16,		/* polls left out after a full load: a driver sends, and refills, in batches; to look at the
 				 * ring while it writes there costs both sides more than the wait */
+	NET_PATIENCE = 64,	/* empty polls after which a load is over */
 	NET_LOADED = 16,	/* frames at once that are a full load */
+	NET_GATHER = 32,	/* polls left out when a driver under full load begins to send again: it writes descriptors one by
+				 * one, and whoever reads their lines meanwhile takes them from it */
 };
 
 /* A ring's source; the kind is told by its ops. */
@@ -108,6 +111,7 @@ struct net_txq {
 	uint32_t pair;
 	bool enabled;
 	bool loaded;			/* the last poll that found frames found many */
+	uint32_t empty;			/* polls since that found none */
 	uint32_t rest;			/* polls to leave out */
 	uint32_t chains;		/* polls that try for no span */
 	struct net_port_stats stats;

@@ -260,6 +260,11 @@ static int tx_poll(struct ring_source *source, int budget)
 		q->rest--;
 		return 0;
 	}
+	if (q->loaded && q->empty && ring_vq_ready(source->vq)) {
+		q->empty = 0;
+		q->rest = NET_GATHER;
+		return 0;
+	}
 	if (net_likely(!q->chains))
 		n = poll_span(q, budget);
 	if (n < 0) {
@@ -268,12 +273,14 @@ static int tx_poll(struct ring_source *source, int budget)
 	}
 	if (n <= 0) {
 		if (q->loaded) {
-			q->loaded = false;
 			q->rest = NET_REST;
+			if (++q->empty == NET_PATIENCE)
+				q->loaded = false;
 		}
 		return n;
 	}
 	q->loaded = n >= NET_LOADED;
+	q->empty = 0;
 	return n;
 }
 
@@ -287,6 +294,7 @@ static int tx_arm(struct ring_source *source)
 	struct net_txq *q = (struct net_txq *)(void *)source;
 
 	q->rest = 0;
+	q->loaded = false;
 	return ring_vq_kicks_on(source->vq);
 }
 
