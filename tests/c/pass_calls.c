@@ -45,6 +45,10 @@ static const struct {
 	{"READDIRPLUS of what is known", FILES + 4},	/* one each, getdents64 twice, memory to read into */
 	{"GETATTR of an open file", 1},
 	{"READDIRPLUS of what is new", 2 * FILES + 4},
+	{"CREATE", 3},		/* it, its attributes, its handle */
+	{"WRITE", 1},
+	{"RELEASE of a small file", 1},
+	{"UNLINK of a small file", 1},
 };
 
 enum { STEPS = sizeof(steps) / sizeof(steps[0]) };
@@ -67,6 +71,11 @@ static int call(uint32_t opcode, uint64_t nodeid, const void *arg, size_t len, c
 	req.room = &room;
 	req.nr_room = 1;
 	req.room_len = ROOM;
+	if (opcode == FUSE_WRITE) {
+		req.data = &room;
+		req.nr_data = 1;
+		req.data_len = ROOM;
+	}
 	return server->ops->handle(server, &req, false);
 }
 
@@ -103,6 +112,28 @@ static void list(uint64_t fh)
 	struct fuse_read_in in = {.fh = fh, .size = ROOM};
 
 	CHECK(call(FUSE_READDIRPLUS, PASS_ROOT_ID, &in, sizeof(in), NULL) > FILES * (int)FUSE_NAME_OFFSET_DIRENTPLUS);
+}
+
+/* Of a new file. The umask is the thread's own from the first one on. */
+static void life(void)
+{
+	struct fuse_create_in create = {.flags = O_RDWR | O_CREAT | O_EXCL, .mode = 0644};
+	struct fuse_write_in write = {.size = sizeof(bytes)};
+	struct fuse_release_in release = {0};
+	uint64_t node;
+
+	CHECK(call(FUSE_CREATE, PASS_ROOT_ID, &create, sizeof(create), "first") > 0);
+	MARK();
+	CHECK(call(FUSE_CREATE, PASS_ROOT_ID, &create, sizeof(create), "new") > 0);
+	node = FS_OUT(&req, fuse_entry_out)->nodeid;
+	write.fh = release.fh = ((struct fuse_open_out *)(void *)(FS_OUT(&req, fuse_entry_out) + 1))->fh;
+	MARK();
+	CHECK(call(FUSE_WRITE, node, &write, sizeof(write), NULL) > 0);
+	MARK();
+	CHECK(call(FUSE_RELEASE, node, &release, sizeof(release), NULL) == 0);
+	MARK();
+	CHECK(call(FUSE_UNLINK, PASS_ROOT_ID, NULL, 0, "new") == 0);
+	MARK();
 }
 
 /* Its mounts and its root are seen once before. */
@@ -145,6 +176,7 @@ static void guest(void)
 	MARK();
 	list(dir);
 	MARK();
+	life();
 }
 
 static void traced(const char *path)
@@ -176,7 +208,7 @@ static long begun(pid_t child)
 static int trace(pid_t child)
 {
 	/* the parts between marks that are counted; the one in which all is looked up is not, nor the one after the reset */
-	static const int step_of[] = {-1, 0, 1, 2, 3, 4, 5, -1, 6, 7, -1, 8};
+	static const int step_of[] = {-1, 0, 1, 2, 3, 4, 5, -1, 6, 7, -1, 8, -1, 9, 10, 11, 12};
 	int counts[STEPS] = {0}, part = 0, status, failed = 0;
 
 	CHECK(waitpid(child, &status, 0) == child && WIFSTOPPED(status));
