@@ -12,7 +12,10 @@
 #include "ring/csrc/span.h"
 #include "ring/csrc/walk.h"
 
-enum { LINE = 4 };	/* descriptors */
+enum {
+	LINE = 4,		/* descriptors */
+	FEW = 8,		/* buffers; see split_peek() */
+};
 
 /* Is this a queue whose buffers need no slots? */
 VQ_INLINE bool spans_allowed(const struct ring_vq *vq)
@@ -140,12 +143,16 @@ static int split_peek(struct ring_vq *vq, struct ring_span *span, uint32_t max, 
 	struct vq_single r;
 	uint32_t g_new;
 
+	/* Both lines at the same time, where that counts; a driver that sends many is writing in the second. */
+	if (vq->span_was < FEW)
+		__builtin_prefetch(vq->avail + VQ_AVAIL_RING + 2 * (last & vq->mask));
 	/* Pairs with the driver's release of avail->idx: heads and descriptors are there. */
 	g_new = (uint16_t)(shm_load16_acquire(vq->avail + VQ_AVAIL_IDX) - last);
 	if (!g_new)
 		return 0;
 	if (vq_unlikely(g_new > vq->size))
 		return -1;
+	shm_prefetch_write(vq->used + VQ_USED_RING + 8 * (vq->staged & vq->mask));
 	if (max > g_new)
 		max = g_new;
 	for (n = 0; n < max; n++) {
@@ -209,6 +216,7 @@ void ring_vq_consume(struct ring_vq *vq, const struct ring_span *span, const uin
 		packed_consume(vq, span, written, (uint32_t)n);
 	else
 		split_consume(vq, span, written, (uint32_t)n);
+	vq->span_was = (uint32_t)n;
 	vq->popped += (uint32_t)n;
 	ring_count(&vq->stats.popped, (uint64_t)n);
 	ring_count(&vq->stats.batches, 1);

@@ -154,6 +154,7 @@ struct ring_vq {
 	uint32_t stride;	/* packed: ring slots of the last chain, a guess at the next */
 	uint32_t first_pos;	/* packed: first staged slot; written last, by flush */
 	uint64_t first_val;
+	uint32_t span_was;	/* buffers of the last span */
 	struct ring_chain *guess;	/* popped last: see vq_guess() */
 	const SHM uint8_t *table;	/* the last one: for vq_guess() only */
 	struct vq_pool pool[VQ_POOLS];

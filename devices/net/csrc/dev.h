@@ -41,6 +41,7 @@ enum {
 	NET_V_MQ = 22,
 	NET_V_CTRL_MAC_ADDR = 23,
 	NET_V_VERSION_1 = 32,
+	NET_V_PACKED = 34,
 	NET_V_GUEST_USO4 = 54,
 	NET_V_GUEST_USO6 = 55,
 	NET_V_HOST_USO = 56,
@@ -74,10 +75,10 @@ enum {
 	NET_CHAINS = 64,		/* polls that do not try for a span, after one that found other chains */
 	NET_REST = 16,		/* polls left out after a full load: a driver sends, and refills, in batches; to look at the
 				 * ring while it writes there costs both sides more than the wait */
-	NET_PATIENCE = 64,	/* empty polls after which a load is over */
+	NET_PATIENCE = 64,	/* packed: empty polls after which a load is over */
 	NET_LOADED = 16,	/* frames at once that are a full load */
-	NET_GATHER = 32,	/* polls left out when a driver under full load begins to send again: it writes descriptors one by
-				 * one, and whoever reads their lines meanwhile takes them from it */
+	NET_GATHER = 32,	/* packed: polls left out when a driver under full load begins to send again: it makes frames
+				 * available one by one, and whoever reads their lines meanwhile takes them from it */
 };
 
 /* A ring's source; the kind is told by its ops. */
@@ -110,6 +111,7 @@ struct net_txq {
 	struct net_dev *dev;
 	uint32_t pair;
 	bool enabled;
+	bool packed;
 	bool loaded;			/* the last poll that found frames found many */
 	uint32_t empty;			/* polls since that found none */
 	uint32_t rest;			/* polls to leave out */

@@ -260,7 +260,7 @@ static int tx_poll(struct ring_source *source, int budget)
 		q->rest--;
 		return 0;
 	}
-	if (q->loaded && q->empty && ring_vq_ready(source->vq)) {
+	if (q->empty && q->loaded && q->packed && ring_vq_ready(source->vq)) {
 		q->empty = 0;
 		q->rest = NET_GATHER;
 		return 0;
@@ -274,7 +274,7 @@ static int tx_poll(struct ring_source *source, int budget)
 	if (n <= 0) {
 		if (q->loaded) {
 			q->rest = NET_REST;
-			if (++q->empty == NET_PATIENCE)
+			if (++q->empty == NET_PATIENCE || !q->packed)
 				q->loaded = false;
 		}
 		return n;
@@ -313,6 +313,7 @@ struct ring_source *net_txq_new(struct net_dev *dev, struct ring_vq *vq, uint32_
 	q->dev = dev;
 	q->pair = pair;
 	q->enabled = true;
+	q->packed = dev->features >> NET_V_PACKED & 1;
 	dev->tx[pair] = q;
 	return &q->source;
 }
