@@ -37,6 +37,7 @@ from devices.gpu.export import Buffer
 from devices.gpu.picture import Mode, Monitor, PictureError
 from devices.gpu.qemu_wire import Feature, GpuRequest
 from devices.gpu.view import Cursor, Rect, View
+from vhost._shelter import bare_errors
 
 if TYPE_CHECKING:
     from devices.gpu.device import Gpu
@@ -233,10 +234,11 @@ class QemuDisplay:
     @asynccontextmanager
     async def _patience(self) -> AsyncIterator[None]:
         """Guests wait for what is done in the block, but not for ever."""
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._give_up)
-            yield
-            nursery.cancel_scope.cancel()
+        with bare_errors():
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._give_up)
+                yield
+                nursery.cancel_scope.cancel()
         if self._given_up:
             self._given_up = False
             self._gpu.ask_again(self)

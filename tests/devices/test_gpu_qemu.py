@@ -200,6 +200,16 @@ async def test_the_device_goes_while_the_display_is_stuck() -> None:
         await qemu.stream.aclose()
 
 
+async def test_a_qemu_that_goes_while_it_is_asked() -> None:
+    async with display(Gpu()) as guest:
+        for _ in range(3):
+            qemu = await hand_over(guest)
+            await qemu.exactly(12)
+            await qemu.reply(GpuRequest.GET_PROTOCOL_FEATURES, struct.pack("<Q", 3))
+            await qemu.stream.aclose()
+        assert (await modes_of(guest))[0] == (0, 0, 1280, 800, 1)
+
+
 async def test_a_qemu_that_does_not_answer(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     monkeypatch.setattr(module, "PATIENCE", 0.2)
     async with display(Gpu(modes=[Mode(640, 480)])) as guest, shown(guest, (0, 0, 900, 500, 1, 0)) as qemu:
