@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from enum import IntEnum
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -53,6 +54,8 @@ class Cmd(IntEnum):
     TO_HOST_3D = 0x205
     FROM_HOST_3D = 0x206
     SUBMIT_3D = 0x207
+    MAP_BLOB = 0x208
+    UNMAP_BLOB = 0x209
     UPDATE_CURSOR = 0x300
     MOVE_CURSOR = 0x301
 
@@ -66,6 +69,7 @@ class Resp(IntEnum):
     OK_CAPSET = 0x1103
     OK_EDID = 0x1104
     OK_RESOURCE_UUID = 0x1105
+    OK_MAP_INFO = 0x1106
     ERR_UNSPEC = 0x1200
     ERR_OUT_OF_MEMORY = 0x1201
     ERR_INVALID_SCANOUT_ID = 0x1202
@@ -260,7 +264,7 @@ async def plugged(gpu: Gpu) -> AsyncIterator[str]:
     with tempfile.TemporaryDirectory(prefix="vhk-") as folder:
         path = str(Path(folder) / "s")
         async with trio.open_nursery() as nursery:
-            await nursery.start(vhost.serve, gpu, path)
+            await nursery.start(partial(vhost.serve, gpu, path, options=vhost.Options(shmem=True)))
             yield path
             nursery.cancel_scope.cancel()
 

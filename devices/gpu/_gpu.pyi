@@ -23,6 +23,9 @@ class _Lib:
     GPU_3D_UP: Final[int]
     GPU_CURSOR_SIDE: Final[int]
     GPU_EDID_BYTES_MAX: Final[int]
+    GPU_ERRAND_CLEAR: Final[int]
+    GPU_ERRAND_MAP: Final[int]
+    GPU_ERRAND_UNMAP: Final[int]
     GPU_ERRORS: Final[int]
     GPU_SCANOUTS_MAX: Final[int]
     GPU_SIDE_MAX: Final[int]
@@ -54,6 +57,8 @@ class _Lib:
 
     def gpu_3d_behind(self, _0: CData, _1: int, /) -> int:
         """int(*)(struct gpu *, uint32_t)"""
+    def gpu_3d_blobs(self, _0: CData, /) -> int:
+        """int(*)(struct gpu *)"""
     def gpu_3d_capsets(self, _0: CData, /) -> int:
         """int(*)(struct gpu *)"""
     def gpu_3d_enable(self, _0: CData, _1: int, /) -> int:
@@ -80,6 +85,10 @@ class _Lib:
         """void(*)(struct gpu *)"""
     def gpu_dmabuf(self, _0: CData, _1: int, _2: CData, /) -> int:
         """int(*)(struct gpu *, uint32_t, struct gpu_dmabuf *)"""
+    def gpu_errand_done(self, _0: CData, _1: int, /) -> None:
+        """void(*)(struct gpu *, int)"""
+    def gpu_errand_next(self, _0: CData, _1: CData, /) -> int:
+        """int(*)(struct gpu *, struct gpu_errand *)"""
     def gpu_free(self, _0: CData, /) -> None:
         """void(*)(struct gpu *)"""
     def gpu_new(self, _0: int, _1: CData, /) -> CData:
@@ -106,6 +115,8 @@ class _Lib:
         """void(*)(struct gpu *, uint32_t, struct gpu_mode *)"""
     def gpu_set_watcher(self, _0: CData, _1: int, /) -> None:
         """void(*)(struct gpu *, int)"""
+    def gpu_set_window(self, _0: CData, _1: int, _2: int, /) -> None:
+        """void(*)(struct gpu *, uint64_t, int)"""
     def gpu_shot_free(self, _0: CData, /) -> None:
         """void(*)(struct gpu_shot *)"""
     def gpu_shot_new(self, _0: CData, _1: int, _2: CData, /) -> CData:

@@ -21,6 +21,7 @@ from devices.gpu.seat import Seat
 from devices.gpu.stats import GpuStats
 from devices.gpu.threed import ThreeD
 from devices.gpu.view import Viewer
+from devices.gpu.window import SHMID, Window
 from vhost import Device, Metric
 from vhost.constants import ProtocolFeature
 from vhost.device import Link
@@ -66,8 +67,11 @@ class Gpu(Screen, Device):
         blobs: offer resources that stay in the guest's memory: nothing is copied until somebody looks.
         limits: what a guest may use.
         renderer: offer 3D, by this one (`devices.gpu.render.open_renderer`), which stays the caller's and no other
-            display's. Resources in the guest's memory are not offered then.
+            display's. Resources in memory of the guest's are offered then only by one that has such of its own.
         dmabufs: QEMU looks at 3D where it is drawn, if renderer and QEMU know how; QEMU's display is to have OpenGL.
+
+        host_memory: of the window through which a guest sees memory of the renderer's, bytes, a multiple of 1 MiB; for
+            renderers that have such, and front-ends that map it.
 
     Raises:
         ValueError: an argument out of range.
@@ -89,6 +93,7 @@ class Gpu(Screen, Device):
         limits: Limits | None = None,
         renderer: Renderer | None = None,
         dmabufs: bool = True,
+        host_memory: int = 256 << 20,
     ) -> None:
         self.limits = limits or Limits()
         self._queues: set[_Queue] = set()
@@ -98,6 +103,13 @@ class Gpu(Screen, Device):
         self._3d: ThreeD | None = None
         if renderer is not None:
             self._3d = ThreeD(self._ptr, renderer, self.limits.contexts, self._parked, self._wake)
+        self._window: Window | None = None
+        if self._3d is not None and self._3d.blobs:
+            if host_memory < 1 << 20 or host_memory % (1 << 20):
+                raise ValueError(f"host memory is {host_memory} bytes; give MiBs")
+            self._window = Window(
+                self._ptr, host_memory, self._parked, self._wake, lambda: next(iter(self.links), None)
+            )
         self._gone = False
         self._events = 0
         self._qemu: QemuDisplay | None = None
@@ -111,7 +123,7 @@ class Gpu(Screen, Device):
     def features(self) -> int:
         """What it offers."""
         offer = GpuFeature.EDID | GpuFeature.RESOURCE_UUID
-        if self._blobs:
+        if self._blobs or self._window is not None:
             offer |= GpuFeature.RESOURCE_BLOB
         if self._3d is not None:
             offer |= GpuFeature.VIRGL | GpuFeature.CONTEXT_INIT
@@ -128,6 +140,11 @@ class Gpu(Screen, Device):
         if self._3d is not None:
             offer &= ~ProtocolFeature.LOG_SHMFD
         return offer
+
+    @property
+    def shmem_sizes(self) -> Mapping[int, int]:
+        """As `vhost.Device.shmem_sizes`: the window into memory of the renderer's."""
+        return {SHMID: self._window.size} if self._window is not None else {}
 
     def config(self) -> bytes:
         """The configuration space, 16 bytes."""
@@ -156,6 +173,8 @@ class Gpu(Screen, Device):
         if ptr == ffi.NULL:
             raise MemoryError(f"no memory for queue {queue.index}")
         source = _Queue(self, ptr, worker)
+        if self._window is not None:
+            self._window.queue_starts()
         self._queues.add(source)
         if self._3d is not None and queue.index != _CURSOR:
             worker.add(self._3d.source)
@@ -227,6 +246,8 @@ class Gpu(Screen, Device):
         async with trio.open_nursery() as nursery:
             if self._3d is not None:
                 nursery.start_soon(self._3d.run)
+            if self._window is not None:
+                nursery.start_soon(self._window.run)
             for viewer in self.viewers:
                 nursery.start_soon(viewer.run)
             nursery.start_soon(self._show_in_qemu)

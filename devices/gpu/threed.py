@@ -83,6 +83,11 @@ class ThreeD:
         return int(lib.gpu_3d_capsets(self._ptr))
 
     @property
+    def blobs(self) -> bool:
+        """It has memory that guests can map."""
+        return bool(lib.gpu_3d_blobs(self._ptr))
+
+    @property
     def source(self) -> Any:
         """The ``struct ring_source *`` that takes answers."""
         return lib.gpu_3d_source(self._ptr)

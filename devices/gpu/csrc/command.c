@@ -74,8 +74,11 @@ static uint32_t create_blob(struct gpu *gpu, struct gpu_cmd *cmd)
 
 	if (!has(gpu, VIRTIO_GPU_F_RESOURCE_BLOB))
 		return VIRTIO_GPU_RESP_ERR_UNSPEC;
-	/* memory of the host takes a renderer */
-	if (in->blob_mem != VIRTIO_GPU_BLOB_MEM_GUEST || in->blob_flags & ~flags || !in->size)
+	if (in->blob_flags & ~flags || !in->size)
+		return VIRTIO_GPU_RESP_ERR_INVALID_PARAMETER;
+	if (in->blob_mem == VIRTIO_GPU_BLOB_MEM_HOST3D && gpu_3d_blobs(gpu))
+		return gpu_3d_create_blob(gpu, cmd);
+	if (in->blob_mem != VIRTIO_GPU_BLOB_MEM_GUEST)
 		return VIRTIO_GPU_RESP_ERR_INVALID_PARAMETER;
 	reply = gpu_resource_make(gpu, in->resource_id, 0, &res);
 	if (reply != OK)
@@ -142,6 +145,7 @@ static uint32_t set_scanout_blob(struct gpu *gpu, struct gpu_cmd *cmd)
 	const struct virtio_gpu_set_scanout_blob *in = &cmd->in.set_scanout_blob;
 	struct gpu_resource *res;
 	struct gpu_scanout *s;
+	uint32_t reply;
 	uint64_t end;
 
 	if (!has(gpu, VIRTIO_GPU_F_RESOURCE_BLOB))
@@ -162,6 +166,9 @@ static uint32_t set_scanout_blob(struct gpu *gpu, struct gpu_cmd *cmd)
 	end = in->offsets[0] + (uint64_t)(in->height - 1) * in->strides[0] + (uint64_t)in->width * GPU_PIXEL;
 	if (end > res->size)
 		return VIRTIO_GPU_RESP_ERR_INVALID_PARAMETER;
+	reply = res->hosted ? gpu_3d_show_blob(gpu, res) : OK;
+	if (reply != OK)
+		return reply;
 	s = &gpu->scanouts[in->scanout_id];
 	gpu_scanout_show(gpu, in->scanout_id, res, &in->r);
 	s->format = in->format;
@@ -297,6 +304,8 @@ static const struct command commands_3d[] = {
 	[VIRTIO_GPU_CMD_TRANSFER_TO_HOST_3D - FIRST_3D] = {gpu_to_host_3d, sizeof(struct virtio_gpu_transfer_host_3d)},
 	[VIRTIO_GPU_CMD_TRANSFER_FROM_HOST_3D - FIRST_3D] = {gpu_from_host_3d, sizeof(struct virtio_gpu_transfer_host_3d)},
 	[VIRTIO_GPU_CMD_SUBMIT_3D - FIRST_3D] = {gpu_submit, sizeof(struct virtio_gpu_cmd_submit)},
+	[VIRTIO_GPU_CMD_RESOURCE_MAP_BLOB - FIRST_3D] = {gpu_map_blob, sizeof(struct virtio_gpu_resource_map_blob)},
+	[VIRTIO_GPU_CMD_RESOURCE_UNMAP_BLOB - FIRST_3D] = {gpu_unmap_blob, sizeof(struct virtio_gpu_resource_unmap_blob)},
 };
 
 static const struct command commands[] = {
@@ -349,7 +358,7 @@ void gpu_cursor_image(struct gpu *gpu, uint32_t scanout, const struct gpu_resour
 	struct gpu_scanout *s = &gpu->scanouts[scanout];
 
 	memset(s->cursor.image, 0, sizeof(s->cursor.image));
-	if (res->blob)
+	if (res->blob && !res->hosted)
 		gpu_backing_copy(gpu, res, 0, s->cursor.image,
 				 res->size < sizeof(s->cursor.image) ? res->size : sizeof(s->cursor.image));
 	else if (res->width == GPU_CURSOR_SIDE && res->height == GPU_CURSOR_SIDE && res->image)

@@ -237,7 +237,7 @@ uint32_t gpu_context_attach(struct gpu *gpu, struct gpu_cmd *cmd)
 		return reply;
 	if (!gpu_context_known(gpu->remote, what.context))
 		return BAD_CONTEXT;
-	if (!res || res->blob)
+	if (!res || (res->blob && !res->hosted))
 		return BAD_RESOURCE;
 	if (adopts && res->backing.nr > PAGES_MAX)
 		return NO_MEMORY;
@@ -355,7 +355,7 @@ static uint32_t transfer(struct gpu *gpu, struct gpu_cmd *cmd, enum wire_op op)
 
 	if (reply != OK)
 		return reply;
-	if (!res || !res->remote)
+	if (!res || !res->remote || res->hosted)
 		return BAD_RESOURCE;
 	if (in->hdr.ctx_id && !gpu_context_known(gpu->remote, in->hdr.ctx_id))
 		return BAD_CONTEXT;

@@ -24,6 +24,7 @@ void gpu_3d_exported(struct gpu_remote *rm, struct gpu_resource *res, uint32_t i
 	gpu_changed(rm->gpu);
 }
 
+/* Ask for it: -EAGAIN, -ENOTSUP. */
 static int ask(struct gpu *gpu, struct gpu_resource *res)
 {
 	const struct wire_use use = {.resource = res->id};
@@ -40,18 +41,32 @@ static int ask(struct gpu *gpu, struct gpu_resource *res)
 	return -EAGAIN;
 }
 
+int gpu_3d_export(struct gpu *gpu, struct gpu_resource *res)
+{
+	switch (res->exported.state) {
+	case GPU_NOT_ASKED:
+		return ask(gpu, res);
+	case GPU_ASKED:
+		return -EAGAIN;
+	case GPU_EXPORTED:
+		return 0;
+	default:
+		return -ENOTSUP;
+	}
+}
+
 int gpu_dmabuf(struct gpu *gpu, uint32_t scanout, struct gpu_dmabuf *out)
 {
 	const struct gpu_scanout *s = &gpu->scanouts[scanout];
 	struct gpu_resource *res = s->resource;
 	const struct wire_exported *what;
+	int rc;
 
 	if (!res || !res->is_3d)
 		return -ENOENT;
-	if (res->exported.state == GPU_NOT_ASKED)
-		return ask(gpu, res);
-	if (res->exported.state != GPU_EXPORTED)
-		return res->exported.state == GPU_ASKED ? -EAGAIN : -ENOTSUP;
+	rc = gpu_3d_export(gpu, res);
+	if (rc)
+		return rc;
 	what = &res->exported.what;
 	*out = (struct gpu_dmabuf){
 		.fd = res->exported.fd,

@@ -56,6 +56,18 @@ struct gpu_picture {
 	uint64_t cursor_shapes;		/* that were set */
 };
 
+enum {
+	GPU_ERRAND_MAP,
+	GPU_ERRAND_UNMAP,
+	GPU_ERRAND_CLEAR,		/* nothing is mapped any more */
+};
+
+struct gpu_errand {
+	uint32_t what;			/* GPU_ERRAND_* */
+	int fd;				/* MAP; otherwise -1 */
+	uint64_t at, bytes;		/* of the window */
+};
+
 /* What a scanout shows, as DRM has it. */
 struct gpu_dmabuf {
 	int fd;				/* the resource's, as long as it is there */
@@ -159,6 +171,17 @@ int gpu_3d_behind(const struct gpu *gpu, uint32_t scanout);
  * gpu_watch() tells when it has answered, or it cannot be asked yet; -ENOTSUP: it cannot say.
  */
 int gpu_dmabuf(struct gpu *gpu, uint32_t scanout, struct gpu_dmabuf *out);
+
+/*
+ * The guest's window into memory of the renderer's: the front-end maps it, so that commands become errands for Python.
+ * @bytes: of the window, 0: the front-end cannot map; @news (an eventfd, not owned) is written when there is an errand.
+ */
+void gpu_set_window(struct gpu *gpu, uint64_t bytes, int news);
+/* The first of them: 1, out->fd is the caller's; 0: there is none. It is done at gpu_errand_done(). */
+int gpu_errand_next(struct gpu *gpu, struct gpu_errand *out);
+void gpu_errand_done(struct gpu *gpu, int ok);
+/* Does the renderer have such memory? */
+int gpu_3d_blobs(const struct gpu *gpu);
 
 /* Any time, any thread. */
 

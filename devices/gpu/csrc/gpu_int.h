@@ -78,6 +78,11 @@ struct gpu_resource {
 	struct gpu_rect stale;		/* 3D: what of the image is older than the last flush; width 0: nothing */
 	uint32_t reads;			/* 3D: of it, under way */
 	struct gpu_exported exported;	/* 3D */
+	bool hosted;			/* a blob in the renderer's memory */
+	bool mappable;			/* hosted: the guest may map it */
+	bool mapped;			/* hosted: it is, or is about to be */
+	uint64_t window_at;		/* mapped: bytes from the window's beginning */
+	uint64_t mapping;		/* mapped: no two have the same */
 	bool has_uuid;
 	uint8_t uuid[16];
 	struct gpu_backing backing;
@@ -102,6 +107,7 @@ struct gpu_scanout {
 
 struct gpu_remote;
 struct gpu_queue;
+struct gpu_pending;
 
 struct gpu {
 	uint32_t nr_scanouts;
@@ -115,6 +121,12 @@ struct gpu {
 	uint64_t bytes;
 	struct gpu_remote *remote;	/* NULL: 2D only */
 	struct gpu_queue *control;	/* NULL: not there */
+	struct {
+		uint64_t bytes;		/* 0: nothing can be mapped */
+		int news;		/* written when there is an errand */
+		uint64_t mappings;	/* ever */
+		struct gpu_pending *first, **last;
+	} window;
 	struct gpu_resource *buckets[GPU_BUCKETS];
 	struct gpu_scanout scanouts[GPU_SCANOUTS_MAX];
 	int watcher;
@@ -159,6 +171,8 @@ struct gpu_cmd {
 		struct virtio_gpu_resource_create_3d create_3d;
 		struct virtio_gpu_transfer_host_3d transfer_3d;
 		struct virtio_gpu_cmd_submit submit;
+		struct virtio_gpu_resource_map_blob map_blob;
+		struct virtio_gpu_resource_unmap_blob unmap_blob;
 	} in;
 	uint32_t in_len;		/* of the fixed part, bytes */
 	union {

@@ -201,6 +201,8 @@ struct gpu *gpu_new(uint32_t scanouts, const struct gpu_limits *limits)
 	gpu->limits = *limits;
 	gpu->watcher = -1;
 	gpu->asked = -1;
+	gpu->window.news = -1;
+	gpu->window.last = &gpu->window.first;
 	return gpu;
 }
 
@@ -209,6 +211,7 @@ void gpu_free(struct gpu *gpu)
 	if (!gpu)
 		return;
 	gpu_reset(gpu);
+	gpu_window_free(gpu);
 	gpu_remote_free(gpu->remote);
 	free(gpu);
 }
@@ -230,6 +233,7 @@ void gpu_reset(struct gpu *gpu)
 		while (gpu->buckets[i])
 			gpu_resource_drop(gpu, gpu->buckets[i]);
 	}
+	gpu_window_reset(gpu);
 }
 
 void gpu_set_watcher(struct gpu *gpu, int fd)

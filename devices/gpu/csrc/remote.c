@@ -371,6 +371,7 @@ int gpu_3d_ready(struct gpu *gpu, const void *data, uint64_t bytes)
 
 	if (bytes != sizeof(*ready) || ready->magic != WIRE_MAGIC || !ready->nr_capsets || ready->nr_capsets > WIRE_CAPSETS)
 		return -EPROTO;
+	rm->blobs = ready->blobs != 0;
 	if (rm->nr_capsets)
 		return 0;	/* a later renderer of the same kind: the guest knows the first one's */
 	for (uint32_t i = 0; i < ready->nr_capsets; i++) {
@@ -386,6 +387,11 @@ int gpu_3d_ready(struct gpu *gpu, const void *data, uint64_t bytes)
 		rm->nr_capsets = i + 1;
 	}
 	return 0;
+}
+
+int gpu_3d_blobs(const struct gpu *gpu)
+{
+	return gpu->remote && gpu->remote->blobs;
 }
 
 int gpu_3d_capsets(const struct gpu *gpu)

@@ -54,6 +54,7 @@ struct gpu_remote {
 	uint64_t done;			/* answers, __atomic */
 	uint32_t max_contexts, nr_contexts;
 	uint32_t *contexts;
+	bool blobs;
 	uint32_t nr_capsets;
 	struct gpu_capset {
 		uint32_t id, version, bytes;
@@ -110,6 +111,18 @@ uint32_t gpu_3d_show(struct gpu *gpu, struct gpu_resource *res, const struct gpu
 uint32_t gpu_3d_flush(struct gpu *gpu, struct gpu_resource *res, const struct gpu_rect *rect, const struct gpu_cmd *cmd);
 void gpu_3d_cursor(struct gpu *gpu, struct gpu_resource *res, uint32_t scanout);
 /* The answer to WIRE_EXPORT of @id; @res NULL: it is gone. */
+/* Have its descriptor: 0; -EAGAIN: it is being asked for, or cannot be yet; -ENOTSUP. */
+int gpu_3d_export(struct gpu *gpu, struct gpu_resource *res);
+/* blob3d.c */
+uint32_t gpu_3d_create_blob(struct gpu *gpu, struct gpu_cmd *cmd);
+uint32_t gpu_3d_show_blob(struct gpu *gpu, struct gpu_resource *res);
+uint32_t gpu_map_blob(struct gpu *gpu, struct gpu_cmd *cmd);
+uint32_t gpu_unmap_blob(struct gpu *gpu, struct gpu_cmd *cmd);
+/* It goes: what is mapped of it does, too. */
+void gpu_3d_unmap(struct gpu *gpu, struct gpu_resource *res);
+/* Nothing is mapped any more; who waits is answered with an error. */
+void gpu_window_reset(struct gpu *gpu);
+void gpu_window_free(struct gpu *gpu);
 void gpu_3d_exported(struct gpu_remote *rm, struct gpu_resource *res, uint32_t id, bool ok);
 /* Read back what is shown, stale, and not under way yet. */
 void gpu_3d_catch_up(struct gpu *gpu);

@@ -6,7 +6,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-#include "devices/gpu/csrc/gpu_int.h"
+#include "devices/gpu/csrc/remote.h"
 #include "ring/csrc/mem.h"
 
 enum {
@@ -146,6 +146,7 @@ void gpu_resource_drop(struct gpu *gpu, struct gpu_resource *res)
 		if (gpu->scanouts[i].resource == res)
 			gpu_scanout_off(gpu, i);
 	}
+	gpu_3d_unmap(gpu, res);
 	while (*at != res)
 		at = &(*at)->next;
 	*at = res->next;

@@ -209,6 +209,34 @@ static uint32_t resource_create(struct render *r, const void *data, uint32_t byt
 	return OK;
 }
 
+static uint32_t blob_create(struct render *r, const void *data, uint32_t bytes)
+{
+	const struct wire_blob *what = data;
+	struct render_resource **bucket = &r->resources[render_bucket(what->resource)], *res;
+	uint32_t reply;
+
+	(void)bytes;
+	if (!what->resource || resource_of(r, what->resource))
+		return BAD_RESOURCE;
+	if (!context_of(r, what->context))
+		return BAD_CONTEXT;
+	if (!render_draw.blob_create || !what->bytes)
+		return BAD_PARAMETER;
+	res = calloc(1, sizeof(*res));
+	if (!res)
+		return NO_MEMORY;
+	res->what.id = what->resource;
+	res->blob_bytes = what->bytes;
+	reply = render_draw.blob_create(res, what);
+	if (reply != OK) {
+		free(res);
+		return reply;
+	}
+	res->next = *bucket;
+	*bucket = res;
+	return OK;
+}
+
 static uint32_t resource_unref(struct render *r, const void *data, uint32_t bytes)
 {
 	const struct wire_use *use = data;
@@ -407,6 +435,7 @@ static const struct {
 	[WIRE_SUBMIT] = {submit, sizeof(struct wire_use), true},
 	[WIRE_IMAGE] = {image, sizeof(struct wire_image), false},
 	[WIRE_READ] = {read_back, sizeof(struct wire_transfer), false},
+	[WIRE_BLOB_CREATE] = {blob_create, sizeof(struct wire_blob), false},
 	[WIRE_EXPORT] = {export, sizeof(struct wire_use), false},
 };
 

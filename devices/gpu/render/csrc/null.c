@@ -9,6 +9,7 @@
  *	4			hold fences, from here on
  *	5			release the oldest
  */
+#include <fcntl.h>
 #include <stdlib.h>
 #include <sys/mman.h>
 #include <unistd.h>
@@ -16,6 +17,8 @@
 #include "devices/gpu/render/csrc/render_int.h"
 
 enum { OK = VIRTIO_GPU_RESP_OK_NODATA, BAD_PARAMETER = VIRTIO_GPU_RESP_ERR_INVALID_PARAMETER };
+
+enum { BLOB_MAX = 64 << 20 };
 
 enum null_command { FILL = 1, CRASH, HANG, HOLD, RELEASE };
 
@@ -25,7 +28,7 @@ static bool held;
 
 static uint64_t bytes_of(const struct render_resource *res)
 {
-	return (uint64_t)res->what.width * res->what.height * RENDER_PIXEL;
+	return res->blob_bytes ? res->blob_bytes : (uint64_t)res->what.width * res->what.height * RENDER_PIXEL;
 }
 
 static int init(struct render *r, const struct render_options *options, struct wire_ready *ready, const char **words)
@@ -34,6 +37,7 @@ static int init(struct render *r, const struct render_options *options, struct w
 	(void)words;
 	owner = r;
 	ready->nr_capsets = 1;
+	ready->blobs = 1;
 	ready->capsets[0].id = VIRTIO_GPU_CAPSET_VIRGL;
 	ready->capsets[0].version = 1;
 	ready->capsets[0].bytes = 64;
@@ -114,15 +118,21 @@ static void resource_unref(struct render_resource *res)
 	free(d);
 }
 
+/* Number 0 is what no context has. */
+static uint32_t blob_create(struct render_resource *res, const struct wire_blob *what)
+{
+	return what->blob && what->bytes <= BLOB_MAX ? resource_create(res) : BAD_PARAMETER;
+}
+
 /* From now on it lies in a memfd. */
 static bool share(struct drawn *d, uint64_t bytes)
 {
-	int fd = memfd_create("null-resource", MFD_CLOEXEC);
+	int fd = memfd_create("null-resource", MFD_CLOEXEC | MFD_ALLOW_SEALING);
 	void *at;
 
 	if (fd < 0)
 		return false;
-	at = ftruncate(fd, (off_t)bytes) < 0 ? MAP_FAILED : mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+	at = ftruncate(fd, (off_t)bytes) < 0 || fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK) < 0 ? MAP_FAILED : mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
 	if (at == MAP_FAILED) {
 		close(fd);
 		return false;
@@ -144,6 +154,7 @@ static int export(struct render_resource *res, struct wire_exported *out)
 	out->stride = res->what.width * RENDER_PIXEL;
 	out->flags = res->what.flags;
 	out->bytes = bytes_of(res);
+	out->map_info = VIRTIO_GPU_MAP_CACHE_CACHED;
 	return dup(d->fd);
 }
 
@@ -180,7 +191,7 @@ static uint32_t transfer(struct render_resource *res, const struct wire_transfer
 {
 	uint64_t stride = t->stride ? t->stride : (uint64_t)res->what.width * RENDER_PIXEL;
 
-	if (t->level || t->z || t->depth != 1 || t->x > res->what.width || t->width > res->what.width - t->x ||
+	if (res->blob_bytes || t->level || t->z || t->depth != 1 || t->x > res->what.width || t->width > res->what.width - t->x ||
 	    t->y > res->what.height || t->height > res->what.height - t->y)
 		return BAD_PARAMETER;
 	for (uint32_t y = 0; y < t->height; y++) {
@@ -254,6 +265,7 @@ const struct render_draw render_draw = {
 	.context_destroy = context_destroy,
 	.attach = attach,
 	.resource_create = resource_create,
+	.blob_create = blob_create,
 	.resource_unref = resource_unref,
 	.backing = backing,
 	.transfer = transfer,

@@ -33,6 +33,7 @@ struct render_region {
 struct render_resource {
 	struct render_resource *next;
 	struct wire_resource what;
+	uint64_t blob_bytes;	/* 0: it is none */
 	struct wire_page *pages;	/* NULL: none */
 	uint32_t nr_pages;
 	struct iovec *iov;		/* NULL: none of it is there */
@@ -63,6 +64,8 @@ extern const struct render_draw {
 	void (*context_destroy)(uint32_t id);
 	void (*attach)(uint32_t context, const struct render_resource *res, bool on);
 	uint32_t (*resource_create)(struct render_resource *res);
+	/* NULL: it has no such memory. */
+	uint32_t (*blob_create)(struct render_resource *res, const struct wire_blob *what);
 	void (*resource_unref)(struct render_resource *res);
 	/* @res->iov has come, or is to go. */
 	uint32_t (*backing)(struct render_resource *res, bool on);

@@ -46,6 +46,7 @@ enum wire_op {
 	WIRE_SUBMIT,			/* wire_use, then the commands */
 	WIRE_IMAGE,			/* wire_image and a descriptor: where the resource is read back to */
 	WIRE_READ,			/* wire_transfer: x, y, width, height: into the image */
+	WIRE_BLOB_CREATE,		/* wire_blob */
 	WIRE_EXPORT,			/* wire_use; its answer comes after a wire_exported with a descriptor */
 	WIRE_OPS,
 };
@@ -90,12 +91,19 @@ struct wire_image {
 	uint64_t bytes;
 };
 
+/* Memory of the renderer's that a guest may map. */
+struct wire_blob {
+	uint32_t resource, context;
+	uint64_t blob;			/* what of the context's it is */
+	uint64_t bytes;
+};
+
 /* A resource as a descriptor. */
 struct wire_exported {
 	uint32_t resource;
 	uint32_t fourcc, stride, offset;	/* of its pixels, as DRM has them */
 	uint32_t flags;			/* VIRTIO_GPU_RESOURCE_FLAG_* */
-	uint32_t pad;
+	uint32_t map_info;		/* of a blob: VIRTIO_GPU_MAP_CACHE_* */
 	uint64_t modifier;		/* WIRE_NO_MODIFIER: not known */
 	uint64_t bytes;
 };
@@ -132,6 +140,8 @@ struct wire {
 struct wire_ready {
 	uint32_t magic;		/* WIRE_MAGIC */
 	uint32_t nr_capsets;
+	uint32_t blobs;		/* it has memory that guests can map: WIRE_BLOB_CREATE */
+	uint32_t pad;
 	struct {
 		uint32_t id, version, bytes;
 		uint8_t data[WIRE_CAPSET_BYTES];
