@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import tempfile
@@ -13,7 +14,9 @@ import peerlib
 import pytest
 from click.testing import CliRunner
 
+from bench import fs_memory
 from bench.fs_peers import NATIVE, C, ours_name
+from bench.fs_scale import MANY, ONE
 from devices.fs.bench import command
 from devices.fs.load import OPERATIONS, Workload
 from vhost.bench import cell_of, load
@@ -54,6 +57,29 @@ def test_sections(tmp_path: Path) -> None:
             assert run.get("errors", 0) == 0
         assert max(run["iops"] for (run,) in cell["results"].values()) > 10
     assert [cell_of(run) for run in load(out)] == [cell_of(run) for run in load(lines)]
+
+
+@pytest.mark.slow
+def test_queues_and_workers(tmp_path: Path) -> None:
+    out = tmp_path / "r.json"
+    said = bench("fs-scale", "--json", str(out))
+    assert f"at least 1.6 x {ONE}" in said
+    cells = json.loads(out.read_text())["cells"]
+    assert [cell["load"] for cell in cells] == [
+        "getattr, sleeping, 16", "read 4 KiB, sleeping, 16", "read 1 MiB, sleeping, 2",
+    ]  # fmt: skip
+    for cell in cells:
+        assert list(cell["results"]) == [ONE, MANY, NATIVE, f"{NATIVE}, 2 processes"]
+        assert [cell["results"][name][0]["workload"]["queues"] for name in (ONE, MANY)] == [1, 4]
+
+
+def test_what_a_file_costs() -> None:
+    ran = CliRunner().invoke(fs_memory.main, ["--files", "2000", "--peer", "vhost fs"], catch_exceptions=False)
+    assert ran.exit_code == 0, ran.output
+    found = re.findall(r"handles: (\w+) +(-?\d+) B +(-?\d+) B +([\d,]+)", ran.output)
+    assert [handles for handles, *_ in found] == ["prefer", "never"]
+    assert all(int(each) < 2000 for _, each, *_ in found)
+    assert int(found[1][3].replace(",", "")) >= 200
 
 
 def test_command(tmp_path: Path) -> None:
