@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import lzma
 import os
 import shutil
 import struct
@@ -22,6 +23,7 @@ from guestlib.trixie import libblkio, passt
 
 HERE = Path(__file__).resolve().parent
 GUEST = CACHE / "guest"
+_XZ = b"\xfd7zXZ\0"
 
 #: drivers a test may need; those built into a kernel or absent from it are passed over
 DRIVERS = ("virtio_pci", "virtio_blk", "virtio_rng", "ext4", "crc32c_generic", "ipv6", "virtio_net", "virtiofs")
@@ -85,6 +87,23 @@ def _debian_kernel(name: str, package: str) -> Kernel:
     release = (base / "release").read_text()
     tree = base / "root" if (base / "root/lib").exists() else base / "root/usr"
     return Kernel(release, base / "root/boot" / f"vmlinuz-{release}", tree / "lib/modules" / release)
+
+
+@functools.cache
+def unpacked(kernel: Kernel) -> Path:
+    """The kernel as QEMU boots it at once (PVH), where it is packed by xz: unpacking it takes an emulated CPU long."""
+    target = kernel.image.with_name(f"vmlinux-{kernel.release}")
+    with locked("kernel"):
+        if not target.exists():
+            data = kernel.image.read_bytes()
+            # Linux's boot protocol: sectors of real-mode code; where the packed kernel lies behind it
+            at = (data[0x1F1] + 1) * 512 + int.from_bytes(data[0x248:0x24C], "little")
+            if data[at : at + len(_XZ)] != _XZ:
+                return kernel.image
+            fresh = target.with_suffix(".new")
+            fresh.write_bytes(lzma.LZMADecompressor().decompress(data[at:]))
+            fresh.rename(target)
+    return target
 
 
 def uml_kernel() -> Kernel:

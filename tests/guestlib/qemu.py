@@ -267,7 +267,7 @@ class QemuConfig:
             kernel = self.kernel or assets.debian_kernel()
             words += [
                 "-kernel",
-                str(kernel.image),
+                str(assets.unpacked(kernel)),
                 "-initrd",
                 str(assets.initramfs(kernel, drivers=(*assets.DRIVERS, *self.drivers))),
                 "-append",
