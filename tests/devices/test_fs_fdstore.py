@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import socket
 import stat
+import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from selectors import EVENT_READ, DefaultSelector
 
@@ -19,6 +22,7 @@ from fslives import Guest
 from fsrig import ROOT, errno_of, needs_root, until
 
 from devices.fs.fdstore import FdStore
+from vhost.testing import connect_to
 
 #: asks the manager for what it keeps, and becomes the service
 _LAUNCHER = """
@@ -116,11 +120,9 @@ async def _end(guest: Guest) -> None:
     assert await trio.to_thread.run_sync(guest.backend.end) == 0
 
 
-@needs_root
-@pytest.mark.parametrize("handles", ["prefer", "never"])
-async def test_they_survive(here: Path, manager: Manager, handles: str) -> None:
-    """A clean end, and kills; by handles or by the descriptors themselves. Nothing is kept of what is closed."""
-    guest = Guest(here, "--inode-file-handles", handles)
+async def test_they_survive(here: Path, manager: Manager) -> None:
+    """A clean end and kills, without file handles: by the descriptors themselves. Nothing that is closed is kept."""
+    guest = Guest(here, "--inode-file-handles", "never")
     guest.command = manager.launched(guest.command)
     guest.start()
     try:
@@ -140,7 +142,7 @@ async def test_they_survive(here: Path, manager: Manager, handles: str) -> None:
             guest.start()
             async with guest.connected() as mount:
                 for number, (entry, fh) in enumerate(files):
-                    if turn == 2 and number == 2 and handles == "never":
+                    if turn == 2 and number == 2:
                         continue  # its name is lost with a kill
                     assert await mount.read(entry.nodeid, fh, 100) == b"text %d" % (number + 10 * turn)
                     await mount.write(entry.nodeid, fh, b"text %d" % (number + 10 * turn + 10))
@@ -148,7 +150,6 @@ async def test_they_survive(here: Path, manager: Manager, handles: str) -> None:
                     assert (attr.nlink, stat.S_ISREG(attr.mode)) == (number == 2, True)
                 assert stat.S_ISDIR((await mount.getattr(folder.nodeid, listing)).mode)
                 assert guest.backend is not None
-                assert handles == "never" or "lost" not in guest.backend.words
                 assert len(manager.kept) == 3
                 if turn == 0:
                     await _end(guest)
@@ -191,6 +192,93 @@ async def test_nobody_keeps_them(here: Path) -> None:
         async with guest.connected() as mount:
             assert await errno_of(mount.read(entry.nodeid, fh, 1)) in (errno.EBADF, errno.ESTALE)
     finally:
+        guest.close()
+
+
+class Systemd:
+    """A user's systemd, in a mount namespace of its own, with one service; systemctl is how one speaks to it."""
+
+    def __init__(self, place: Path, command: list[str]) -> None:
+        self.place = place
+        (place / "run").mkdir(mode=0o700)
+        (place / "units").mkdir()
+        (place / "units/default.target").write_text("[Unit]\nWants=fs.service\n")
+        (place / "units/fs.service").write_text(
+            f"[Unit]\nDefaultDependencies=no\nStartLimitIntervalSec=0\n[Service]\nExecStart={' '.join(command)}\n"
+            "Restart=always\nRestartSec=100ms\n"
+            f"FileDescriptorStoreMax=64\nNotifyAccess=main\nStandardError=append:{place}/log\n"
+        )
+        own = {"XDG_RUNTIME_DIR": str(place / "run"), "SYSTEMD_UNIT_PATH": str(place / "units")}
+        self.environment = {**os.environ, **own}
+        script = "mount -t tmpfs tmpfs /run && mkdir -p /run/systemd/system && exec /lib/systemd/systemd --user"
+        with (place / "systemd").open("wb") as log:
+            self.process = subprocess.Popen(
+                ["unshare", "-m", "--propagation", "private", "sh", "-c", f"{script} --log-target=console"],
+                env=self.environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+            )  # fmt: skip
+
+    def ctl(self, *words: str) -> str:
+        command = ["systemctl", "--user", *words]
+        done = subprocess.run(command, env=self.environment, capture_output=True, text=True, check=False, timeout=30)
+        return (done.stdout + done.stderr).strip()
+
+    @property
+    def log(self) -> str:
+        return (self.place / "log").read_text()
+
+    def show(self, name: str) -> int:
+        said = self.ctl("show", "--value", "-p", name, "fs.service")
+        return int(said) if said.isdigit() else 0
+
+    def again(self, *words: str) -> None:
+        """Have the service ended by a command of systemctl's; the next one listens."""
+        old = self.show("MainPID")
+        said = self.ctl(*words, "fs.service")
+        assert not said, said
+        self.wait(lambda: self.show("MainPID") not in (0, old))
+        connect_to(self.place / "s", timeout=10)().close()
+
+    def wait(self, condition: Callable[[], bool]) -> None:
+        end = time.monotonic() + 15
+        while not condition():
+            assert time.monotonic() < end, (self.place / "systemd").read_text()
+            time.sleep(0.02)
+
+    def close(self) -> None:
+        self.ctl("stop", "fs.service")
+        self.process.send_signal(signal.SIGRTMIN + 24)  # without units that would stop others
+        self.process.wait(10)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root makes a mount namespace here")
+@pytest.mark.skipif(not Path("/lib/systemd/systemd").exists(), reason="systemd is in the Debian package of that name")
+async def test_systemd(here: Path) -> None:
+    """The service manager that it is made for: restarted, killed, and nothing is left with it when nothing is open."""
+    guest = Guest(here)
+    systemd = Systemd(here, guest.command)
+    ctl = trio.to_thread.run_sync
+    try:
+        await ctl(systemd.wait, lambda: systemd.process.poll() is not None or systemd.show("MainPID") != 0)
+        if systemd.process.poll() is not None:
+            pytest.skip(f"systemd does not run here: {(here / 'systemd').read_text()}")
+        await ctl(lambda: connect_to(here / "s", timeout=10)().close())
+        async with guest.connected() as mount:
+            await mount.start()
+            entry, fh = await mount.create(ROOT, "one")
+            await mount.write(entry.nodeid, fh, b"text")
+            await mount.unlink(ROOT, "one")
+            await ctl(systemd.again, "restart")
+        for _ in range(2):
+            async with guest.connected() as mount:
+                assert await mount.read(entry.nodeid, fh, 100) == b"text"
+                assert await ctl(systemd.show, "NFileDescriptorStore") == 1
+                await ctl(systemd.again, "kill", "--signal=KILL")
+        async with guest.connected() as mount:
+            await mount.release(entry.nodeid, fh)
+            await ctl(systemd.wait, lambda: systemd.show("NFileDescriptorStore") == 0)
+        assert "lost" not in systemd.log
+    finally:
+        await ctl(systemd.close)
         guest.close()
 
 
