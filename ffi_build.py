@@ -74,7 +74,9 @@ def headers(*folders: str) -> list[str]:
 
 
 #: what every device extension compiles in: the ring's hot path, free of globals
-RING_HOT = sources("ring/csrc", "split.c", "packed.c", "chain.c", "span.c", "walk.c", "translate.c", "log.c", "inflight.c")
+RING_HOT = sources(
+    "ring/csrc", "split.c", "packed.c", "chain.c", "span.c", "walk.c", "translate.c", "log.c", "inflight.c"
+)
 #: what only ``ring._ring`` holds: set-up, the driver side, the worker, the SIGBUS guard (process-wide, hence once)
 RING_CONTROL = sources(
     "ring/csrc",
