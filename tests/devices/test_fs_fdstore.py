@@ -161,7 +161,7 @@ async def test_they_survive(here: Path, manager: Manager) -> None:
                     await mount.unlink(ROOT, "last")
                     await mount.release(files[0][0].nodeid, files[0][1])
                     await mount.releasedir(folder.nodeid, listing)
-                    await until(lambda: len(manager.kept) == 2 and "FDSTOREREMOVE" in manager.said)
+                    await until(lambda: len(manager.kept) == 2 and "FDSTOREREMOVE" in manager.said, 20)
                     guest.kill()
         guest.start()
         async with guest.connected() as mount:
@@ -170,7 +170,7 @@ async def test_they_survive(here: Path, manager: Manager) -> None:
             assert await errno_of(mount.read(files[0][0].nodeid, files[0][1], 100)) in (errno.EBADF, errno.ESTALE)
             await mount.start()
             assert (await mount.lookup(ROOT, "named")).attr.size == 7
-            await until(lambda: manager.kept == [])
+            await until(lambda: manager.kept == [], 20)
     finally:
         guest.close()
 
@@ -239,7 +239,7 @@ class Systemd:
         connect_to(self.place / "s", timeout=10)().close()
 
     def wait(self, condition: Callable[[], bool]) -> None:
-        end = time.monotonic() + 15
+        end = time.monotonic() + 30
         while not condition():
             assert time.monotonic() < end, (self.place / "systemd").read_text()
             time.sleep(0.02)
