@@ -22,7 +22,7 @@ os.chdir(ROOT)  # sources are relative: setuptools refuses absolute paths
 
 CFLAGS = [
     "-std=gnu11",
-    "-O2",
+    *(() if "-O" in os.environ.get("CFLAGS", "") else ("-O2",)),  # who builds may say how
     "-g",
     "-fvisibility=hidden",
     "-Wall",

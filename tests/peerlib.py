@@ -186,6 +186,14 @@ def example(name: str) -> Iterator[Backend]:
             yield backend
 
 
+def needs_public_tree(user: int) -> None:
+    """Skip where ``user`` may not read this tree, or its Python."""
+    try:
+        subprocess.run([sys.executable, "-c", "import vhost.sandbox"], user=user, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("this tree, or its Python, is private")
+
+
 def needs_storage_daemon() -> str:
     """Its program; skips the test where it is not installed."""
     program = shutil.which("qemu-storage-daemon")

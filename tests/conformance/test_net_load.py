@@ -132,6 +132,7 @@ class Card(vhost.Device):
     def __init__(self, spoil: Callable[[list[bytes]], list[bytes]]) -> None:
         self._spoil = spoil
         self._rx: ring.Virtqueue | None = None
+        self._room = trio.Event()
 
     @property
     def features(self) -> int:
@@ -141,10 +142,12 @@ class Card(vhost.Device):
         """Queue 1 brings frames, queue 0 has room for them."""
         if queue.index == 0:
             self._rx = queue
+            self._room.set()
             while await queue.wait():
                 await trio.sleep(0.01)
             self._rx = None
             return
+        await self._room.wait()  # what came before would be lost
         while await queue.wait():
             frames = []
             for chain in queue.pop_batch(16):

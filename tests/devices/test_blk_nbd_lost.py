@@ -11,6 +11,7 @@ import pytest
 import trio
 from blkrig import FLUSH, IN, IOERR, OK, OUT, WRITE_ZEROES, header, rig, segment, until
 from nbdlib import SIZE, pattern, raw_image
+from trio.testing import wait_all_tasks_blocked
 
 pytest.importorskip("devices.blk._nbd", reason="built without libnbd")
 
@@ -109,6 +110,7 @@ async def test_server_gone_for_good(tmp_path, nbdkit, caplog):
     with NbdStore.open(server.uri, connections=1, reconnect=0.5) as store:
         async with rig(Blk(store)) as r, trio.open_nursery() as nursery:
             nursery.start_soon(store.watch)
+            await wait_all_tasks_blocked()  # it sees a connection that stands
             q = r.queues[0]
             await q.write(0, b"x" * 512)
             server.stop(signal.SIGKILL)

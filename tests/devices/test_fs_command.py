@@ -164,6 +164,8 @@ async def test_the_usual_sandbox_serves() -> None:
 )
 async def test_other_sandboxes_serve(args: list[str], user: int) -> None:
     """Where a system call that was not thought of ends the process; and as a user without privileges."""
+    if user:
+        peerlib.needs_public_tree(user)
     with peerlib.short_folder() as here:
         here.chmod(0o777)
         (here / "shared").mkdir()

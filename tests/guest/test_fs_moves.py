@@ -36,7 +36,7 @@ async def test_migration(tmp_path: Path, qemu: Qemu) -> None:
         await mount(source, "share")
         sums = await guest_sums(source, "/share/tree")
         beyond = "while [ $(wc -l </tmp/kept) -lt {} ]; do kill -0 $(cat /tmp/pid) || exit 1; sleep 0.1; done"
-        await source.run("fsio keep /share >/tmp/kept 2>&1 & echo $! >/tmp/pid")
+        await source.run("touch /tmp/kept; fsio keep /share >/tmp/kept 2>&1 & echo $! >/tmp/pid")
         await source.run(beyond.format(30))
         assert _lock(shared / "named").startswith("busy")
         state = await source.migrate_to(target)

@@ -30,7 +30,7 @@ async def _memory(guest: Guest) -> None:
         for i in $(seq 500); do echo $i >n$i; done
         ls | wc -l && cat n* | sha256sum && rm n*
         truncate -s 100 data && stat -c '%s %h' data
-        (sleep 0.2; cat) <data >/tmp/open & rm data && wait && stat -c %s /tmp/open
+        exec 3<data && rm data && cat <&3 >/tmp/open && exec 3<&- && stat -c %s /tmp/open
         mkfifo fifo && (echo through >fifo &) && cat fifo
         ls -1a && df -P /mem | tail -1
         """,

@@ -83,7 +83,7 @@ async def _types(shown: Display) -> None:
     """Keys and the pointer arrive in the guest: of a VNC client, of the page, and by hand."""
     guest = shown.guest
     found = await guest.output("grep -l 'vhostkit combined' /sys/class/input/event*/device/name | cut -d/ -f5")
-    await guest.run(f"cat /dev/input/{found} >/tmp/events & usleep 300000")
+    await guest.run(f"exec 3</dev/input/{found}; cat <&3 >/tmp/events &")  # what comes before it is open is lost
     wanted = []
     if shown.vnc:
         await vncdo(shown.vnc[0], "type", "go", "move", str(SIZE[0] - 1), str(SIZE[1] - 1), "click", "1")

@@ -10,6 +10,7 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
+import peerlib
 import pytest
 
 from vhost.plugin import ConfigError
@@ -111,10 +112,7 @@ def test_unprivileged(folder: Path) -> None:
     os.chown(folder / "old", nobody, nobody)
     for parent in list(folder.parents)[:3]:
         parent.chmod(0o755)
-    try:
-        subprocess.run([sys.executable, "-c", "import vhost.sandbox"], user=nobody, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        pytest.skip("this tree, or its Python, is private")
+    peerlib.needs_public_tree(nobody)
     found = sealed(seal(folder) + CHECKS, user=nobody)
     if found["missing"] and "user namespaces" in found["missing"][0]:
         pytest.skip(found["missing"][0])
