@@ -186,10 +186,10 @@ def example(name: str) -> Iterator[Backend]:
             yield backend
 
 
-def needs_public_tree(user: int) -> None:
-    """Skip where ``user`` may not read this tree, or its Python."""
+def needs_public_tree(command: Sequence[str], user: int | None = None) -> None:
+    """Skip where ``command``, as another user, may not read this tree or its Python."""
     try:
-        subprocess.run([sys.executable, "-c", "import vhost.sandbox"], user=user, check=True)
+        subprocess.run(command, user=user, check=True, capture_output=True)
     except (OSError, subprocess.CalledProcessError):
         pytest.skip("this tree, or its Python, is private")
 

@@ -164,16 +164,14 @@ async def test_the_usual_sandbox_serves() -> None:
 )
 async def test_other_sandboxes_serve(args: list[str], user: int) -> None:
     """Where a system call that was not thought of ends the process; and as a user without privileges."""
-    if user:
-        peerlib.needs_public_tree(user)
+    become = ["setpriv", f"--reuid={user}", f"--regid={user}", "--clear-groups"] if user else []
+    peerlib.needs_public_tree([*become, VHOST, "--version"])
     with peerlib.short_folder() as here:
         here.chmod(0o777)
         (here / "shared").mkdir()
         (here / "shared").chmod(0o777)
         os.chown(here / "shared", user, user)
-        command = [VHOST, "fs", "--socket-path", str(here / "s"), "--shared-dir", str(here / "shared"), *args]
-        if user:
-            command = ["setpriv", f"--reuid={user}", f"--regid={user}", "--clear-groups", *command]
+        command = [*become, VHOST, "fs", "--socket-path", str(here / "s"), "--shared-dir", str(here / "shared"), *args]
         with peerlib.running(command, here / "s", here / "log"):
             async with guest(str(here / "s"), queues=2) as mount:
                 entry, fh = await mount.create(ROOT, "file")
