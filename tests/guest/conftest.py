@@ -15,11 +15,13 @@ _LONG = frozenset(
         "test_disk[split-1]",
         "test_disk[packed-4]",
         "test_disk[backports-split-4]",
+        "test_disk[backports-packed-1]",
         "test_reboot_under_a_kernel[split]",
         "test_virtual_iommu[packed]",
         "test_virtual_iommu[backports-split]",
         "test_memory_plugged_in_under_io[split]",
         "test_migration[backports-postcopy]",
+        "test_migration[precopy]",
         "test_fio[qemu-file]",
     }
 )
