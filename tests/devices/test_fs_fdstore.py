@@ -245,9 +245,13 @@ class Systemd:
             time.sleep(0.02)
 
     def close(self) -> None:
-        self.ctl("stop", "fs.service")
-        self.process.send_signal(signal.SIGRTMIN + 24)  # without units that would stop others
-        self.process.wait(10)
+        try:
+            self.ctl("stop", "fs.service")
+            self.process.send_signal(signal.SIGRTMIN + 24)  # without units that would stop others
+            self.process.wait(10)
+        finally:
+            self.process.kill()
+            self.process.wait()
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root makes a mount namespace here")
