@@ -174,7 +174,7 @@ int net_rx_read(struct net_dev *dev, uint32_t pair, uint32_t max,
 	for (room = 0; n-- > 0;)
 		room += q->chains[q->at + n]->in_bytes;
 	/* a file may say what it had, not what it gave */
-	if ((uint64_t)got - NET_HDR_V1 + q->hdr_len > room && got > NET_HDR_V1) {	
+	if ((uint64_t)got - NET_HDR_V1 + q->hdr_len > room && got > NET_HDR_V1) {
 		ring_count(&q->stats.dropped[NET_DROP_TOO_SMALL], 1);
 		return (int)got;
 	}

@@ -11,22 +11,16 @@
 #include <string.h>
 
 #include "devices/net/csrc/slirp_merge.h"
+#include "devices/net/csrc/slirp_packet.h"
 
 enum {
-	ETH = 14,
-	IP4 = 20,
-	IP6 = 40,
-	TCP = 20,
 	TCP_MAX = 60,
-	PROTO_TCP = 6,
-	IP_MAX = 65535,
 
 	URG = 0x20,
 	ACK = 0x10,
 	PSH = 0x08,
 	FIN = 0x01,
 	DONT_FRAGMENT = 0x4000,
-	MORE = 0x2000,
 
 	/* of the virtio header (VIRTIO 1.3, 5.1.6) */
 	NEEDS_CSUM = 1,
@@ -64,33 +58,10 @@ struct segment {
 	bool push;		/* nothing is to be waited for */
 };
 
-static uint32_t get16(const uint8_t *at)
-{
-	return (uint32_t)at[0] << 8 | at[1];
-}
-
-static void put16(uint8_t *at, uint32_t v)
-{
-	at[0] = (uint8_t)(v >> 8);
-	at[1] = (uint8_t)v;
-}
-
 static void put_le16(uint8_t *at, uint32_t v)
 {
 	at[0] = (uint8_t)v;
 	at[1] = (uint8_t)(v >> 8);
-}
-
-/* The ones' complement sum of @len bytes, an even number, folded. */
-static uint32_t sum(const uint8_t *at, uint32_t len, uint32_t start)
-{
-	uint32_t i;
-
-	for (i = 0; i < len; i += 2)
-		start += get16(at + i);
-	while (start >> 16)
-		start = (start & 0xffff) + (start >> 16);
-	return start;
 }
 
 /* Is it a segment with payload that may be joined to others, or is to be cut? */
@@ -101,13 +72,13 @@ static bool parse(const struct slirp_merge *m, struct segment *g, const uint8_t 
 
 	if (len < ETH + IP4 + TCP || len > ETH + IP_MAX)
 		return false;
-	if (get16(frame + 12) == 0x0800) {
+	if (get16(frame + 12) == ETH_IPV4) {
 		if (ip[0] != 0x45 || ip[9] != PROTO_TCP || get16(ip + 6) & 0x3fff)	/* options; a fragment */
 			return false;
 		ip_len = IP4;
 		if (get16(ip + 2) != len - ETH)
 			return false;
-	} else if (get16(frame + 12) == 0x86dd) {
+	} else if (get16(frame + 12) == ETH_IPV6) {
 		if (len < ETH + IP6 + TCP || ip[0] >> 4 != 6 || ip[6] != PROTO_TCP || get16(ip + 4) != len - ETH - IP6)
 			return false;
 		ip_len = IP6;
@@ -250,7 +221,7 @@ static bool cut(struct slirp_merge *m, const uint8_t *frame, size_t len)
 	const uint8_t *ip = frame + ETH;
 	uint32_t payload;
 
-	if (len < ETH + IP4 || get16(frame + 12) != 0x0800 || ip[0] != 0x45 || get16(ip + 2) != len - ETH ||
+	if (len < ETH + IP4 || get16(frame + 12) != ETH_IPV4 || ip[0] != 0x45 || get16(ip + 2) != len - ETH ||
 	    get16(ip + 6) & DONT_FRAGMENT)
 		return false;
 	payload = (uint32_t)len - ETH - IP4;
@@ -265,7 +236,7 @@ static bool cut(struct slirp_merge *m, const uint8_t *frame, size_t len)
 		put16(head + ETH + 2, IP4 + size);
 		put16(head + ETH + 6, flags);
 		put16(head + ETH + 10, 0);
-		put16(head + ETH + 10, ~sum(head + ETH, IP4, 0) & 0xffff);
+		put16(head + ETH + 10, checksum(head + ETH, IP4));
 		iov[2].iov_base = (void *)(uintptr_t)(ip + IP4 + at);
 		iov[2].iov_len = size;
 		m->out(m->opaque, iov, 3, 1);

@@ -3,13 +3,9 @@
  * slirp_mss.c - see slirp_mss.h. Frames are private copies.
  */
 #include "devices/net/csrc/slirp_mss.h"
+#include "devices/net/csrc/slirp_packet.h"
 
 enum {
-	ETH = 14,
-	IP4 = 20,
-	IP6 = 40,
-	TCP = 20,
-	PROTO_TCP = 6,
 	SYN = 2,
 
 	OPT_END = 0,
@@ -30,17 +26,6 @@ struct said {
 	uint32_t tcp;		/* offset of the TCP header */
 };
 
-static uint32_t get16(const uint8_t *at)
-{
-	return (uint32_t)at[0] << 8 | at[1];
-}
-
-static void put16(uint8_t *at, uint32_t v)
-{
-	at[0] = (uint8_t)(v >> 8);
-	at[1] = (uint8_t)v;
-}
-
 static struct said find(const uint8_t *frame, size_t len)
 {
 	const uint8_t *ip = frame + ETH;
@@ -49,9 +34,9 @@ static struct said find(const uint8_t *frame, size_t len)
 
 	if (len < ETH + IP4 + TCP)
 		return said;
-	if (get16(frame + 12) == 0x0800 && ip[0] >> 4 == 4 && ip[9] == PROTO_TCP && !(get16(ip + 6) & 0x3fff))
+	if (get16(frame + 12) == ETH_IPV4 && ip[0] >> 4 == 4 && ip[9] == PROTO_TCP && !(get16(ip + 6) & 0x3fff))
 		said.tcp = ETH + (ip[0] & 15) * 4u;
-	else if (get16(frame + 12) == 0x86dd && ip[0] >> 4 == 6 && ip[6] == PROTO_TCP)
+	else if (get16(frame + 12) == ETH_IPV6 && ip[0] >> 4 == 6 && ip[6] == PROTO_TCP)
 		said.tcp = ETH + IP6;
 	if (said.tcp < ETH + IP4 || len < said.tcp + TCP || !(frame[said.tcp + 13] & SYN))
 		return said;
@@ -74,23 +59,20 @@ static struct said find(const uint8_t *frame, size_t len)
 static void say(uint8_t *frame, struct said said, uint32_t mss)
 {
 	uint8_t *csum = frame + said.tcp + 16;
-	uint32_t was = get16(frame + said.at), now = mss, sum;
+	uint32_t was = get16(frame + said.at), now = mss;
 
 	put16(frame + said.at, mss);
 	if ((said.at - said.tcp) & 1) {	/* it lies across two of the summed words */
 		was = (was & 0xff) << 8 | was >> 8;
 		now = (now & 0xff) << 8 | now >> 8;
 	}
-	sum = (~get16(csum) & 0xffff) + (~was & 0xffff) + now;
-	while (sum >> 16)
-		sum = (sum & 0xffff) + (sum >> 16);
-	put16(csum, ~sum & 0xffff);
+	put16(csum, ~fold((~get16(csum) & 0xffff) + (~was & 0xffff) + now) & 0xffff);
 }
 
 /* What a packet of @mtu bytes holds. */
 static uint32_t segment(const uint8_t *frame, uint32_t mtu)
 {
-	return mtu - TCP - (get16(frame + 12) == 0x0800 ? IP4 : IP6);
+	return mtu - TCP - (get16(frame + 12) == ETH_IPV4 ? IP4 : IP6);
 }
 
 void slirp_mss_raise(uint8_t *frame, size_t len, uint32_t mtu)

@@ -5,15 +5,11 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "devices/net/csrc/slirp_packet.h"
 #include "devices/net/csrc/slirp_pieces.h"
 
 enum {
 	SLOTS = 8,		/* datagrams in the making; the oldest makes room */
-	ETH = 14,
-	ETH_IPV4 = 0x0800,
-	IP_MIN = 20,
-	IP_MAX = 65535,
-	MORE = 0x2000,
 	OFFSET = 0x1fff,
 
 	/* in an IPv4 header [RFC 791] */
@@ -44,28 +40,6 @@ struct slirp_pieces *slirp_pieces_new(void)
 void slirp_pieces_free(struct slirp_pieces *p)
 {
 	free(p);
-}
-
-static uint32_t get16(const uint8_t *p)
-{
-	return (uint32_t)p[0] << 8 | p[1];
-}
-
-static void put16(uint8_t *p, uint32_t value)
-{
-	p[0] = (uint8_t)(value >> 8);
-	p[1] = (uint8_t)value;
-}
-
-/* Of a header, which has an even length: 0 where its checksum is in it and right. */
-static uint32_t checksum(const uint8_t *ip, uint32_t len)
-{
-	uint32_t sum = 0;
-
-	for (uint32_t i = 0; i < len; i += 2)
-		sum += get16(ip + i);
-	sum = (sum & 0xffff) + (sum >> 16);
-	return ~(sum + (sum >> 16)) & 0xffff;
 }
 
 static struct slot *find(struct slirp_pieces *p, const uint8_t *ip)
@@ -109,12 +83,12 @@ const uint8_t *slirp_pieces_take(struct slirp_pieces *p, const uint8_t *frame, u
 	bool more;
 
 	*bad = false;
-	if (*len < ETH + IP_MIN || get16(frame + ETH - 2) != ETH_IPV4 || !(get16(ip + FLAGS) & (MORE | OFFSET)))
+	if (*len < ETH + IP4 || get16(frame + ETH - 2) != ETH_IPV4 || !(get16(ip + FLAGS) & (MORE | OFFSET)))
 		return frame;
 	*bad = true;
 	head = (ip[0] & 15) * 4u;
 	total = get16(ip + LENGTH);
-	if (ip[0] >> 4 != 4 || head < IP_MIN || total <= head || ETH + total > *len || checksum(ip, head))
+	if (ip[0] >> 4 != 4 || head < IP4 || total <= head || ETH + total > *len || checksum(ip, head))
 		return NULL;
 	more = get16(ip + FLAGS) & MORE;
 	offset = (get16(ip + FLAGS) & OFFSET) * 8;
