@@ -29,6 +29,7 @@ import trio
 from rich.console import Console
 from rich.table import Table
 
+from bench.rounds import ratios
 from vhost.bench import machine
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -293,11 +294,6 @@ async def measure(
 # --- report
 
 
-def ratios(cell: Cell, peer: str, base: str) -> list[float]:
-    """Requests/s of each round over those of the base in the same round."""
-    return [a.iops / b.iops for a, b in zip(cell.results[peer], cell.results[base], strict=True)]
-
-
 def table_of(cells: Sequence[Cell], peers: Sequence[Peer], base: str | None, title: str) -> Table:
     table = Table(title=title)
     for name in ("depth", "back-end"):
@@ -324,7 +320,7 @@ def _figures(cell: Cell, peer: str) -> Iterator[str]:
 def _compared(cell: Cell, peer: str, base: str | None) -> str:
     if base is None or peer == base:
         return "1" if peer == base else ""
-    found = ratios(cell, peer, base)
+    found = ratios(cell.results, peer, base, "iops")
     return f"{statistics.median(found):.2f} ({min(found):.2f}-{max(found):.2f})"
 
 

@@ -30,7 +30,7 @@ from rich.table import Table
 
 from bench.fs_peers import C_PROGRAM, RUST, WHERE, C
 from bench.guest_fio import cpu_ns, fio_disk
-from bench.guest_net import spread
+from bench.rounds import ratios, spread
 from vhost.bench import machine
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -303,12 +303,6 @@ async def measure(
 # --- report
 
 
-def ratios(cell: Cell, name: str, base: str, figure: str = "rate") -> list[float]:
-    """A figure of each round over that of the base in the same round."""
-    pairs = zip(cell.results[name], cell.results[base], strict=True)
-    return [getattr(a, figure) / getattr(b, figure) for a, b in pairs]
-
-
 def table_of(cells: Sequence[Cell], title: str) -> Table:
     table = Table(title=title)
     for name in ("workload", "back-end"):
@@ -334,9 +328,9 @@ def table_of(cells: Sequence[Cell], title: str) -> Table:
 def _figures(cell: Cell, name: str) -> Iterator[str]:
     runs = cell.results[name]
     yield spread([run.rate / 1e3 for run in runs], "{:,.2f}")
-    yield "" if name == OURS else spread(ratios(cell, OURS, name))
+    yield "" if name == OURS else spread(ratios(cell.results, OURS, name, "rate"))
     yield f"{statistics.median(run.backend_cpu_us for run in runs):.2f}"
-    yield "" if name == OURS else spread(ratios(cell, name, OURS, "backend_cpu_us"))
+    yield "" if name == OURS else spread(ratios(cell.results, name, OURS, "backend_cpu_us"))
     yield f"{statistics.median(run.backend_percent for run in runs):.0f}"
     yield f"{statistics.median(run.guest_cpu_us for run in runs):.1f}"
     yield f"{statistics.median(run.guest_percent for run in runs):.0f}"
@@ -346,7 +340,7 @@ def targets_of(cells: Sequence[Cell]) -> Iterator[str]:
     """A line for each: met, or by how much it is missed."""
     for cell in cells:
         for base in (name for name in cell.results if name not in (OURS, ASLEEP)):
-            middle = statistics.median(ratios(cell, OURS, base))
+            middle = statistics.median(ratios(cell.results, OURS, base, "rate"))
             missed = (BAR - middle) / BAR
             words = f"missed by {max(missed, 0.01):.0%}" if missed > 0 else "met"
             yield f"{cell.name}: at least {BAR:g} x {base}, measured {middle:.2f}: {words}"

@@ -28,6 +28,7 @@ import trio
 from rich.console import Console
 from rich.table import Table
 
+from bench.rounds import ratios, spread
 from devices.net.config import NetFeature
 from vhost.bench import machine
 
@@ -383,18 +384,6 @@ async def measure(
 # --- report
 
 
-def ratios(cell: Cell, name: str, base: str, figure: str = "bytes_per_second") -> list[float]:
-    """A figure of each round over that of the base in the same round."""
-    pairs = zip(cell.results[name], cell.results[base], strict=True)
-    return [getattr(a, figure) / getattr(b, figure) for a, b in pairs]
-
-
-def spread(values: Sequence[float], form: str = "{:,.2f}") -> str:
-    """Median, least and most."""
-    middle, least, most = (form.format(value) for value in (statistics.median(values), min(values), max(values)))
-    return middle if len(values) == 1 else f"{middle} ({least}-{most})"
-
-
 def table_of(cells: Sequence[Cell], title: str) -> Table:
     table = Table(title=title)
     for name in ("stream", "card"):
@@ -414,9 +403,9 @@ def table_of(cells: Sequence[Cell], title: str) -> Table:
 def _figures(cell: Cell, name: str, base: str) -> Iterator[str]:
     runs = cell.results[name]
     yield spread([run.bytes_per_second / 1e6 for run in runs], "{:,.1f}")
-    yield "1" if name == base else spread(ratios(cell, name, base))
+    yield "1" if name == base else spread(ratios(cell.results, name, base, "bytes_per_second"))
     yield f"{statistics.median(run.cpu_ns for run in runs):.2f}"
-    yield "1" if name == base else spread(ratios(cell, name, base, "cpu_ns"))
+    yield "1" if name == base else spread(ratios(cell.results, name, base, "cpu_ns"))
     for part in PARTS:
         yield f"{statistics.median(getattr(run, f'{part}_percent') for run in runs):.0f}"
 
@@ -427,7 +416,7 @@ def targets_of(cells: Sequence[Cell]) -> Iterator[str]:
         base, least = BARS[cell.link]
         if base not in cell.results:
             continue
-        middle = statistics.median(ratios(cell, OURS, base))
+        middle = statistics.median(ratios(cell.results, OURS, base, "bytes_per_second"))
         missed = (least - middle) / least
         words = f"missed by {max(missed, 0.01):.0%}" if missed > 0 else "met"
         yield f"{cell.link}, {WAYS[cell.way]}: at least {least:g} x {base}, measured {middle:.2f}: {words}"

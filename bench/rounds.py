@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -65,6 +65,11 @@ def _value(figures: Figures, figure: str) -> float | None:
     for part in figure.split("."):
         found = found.get(part) if isinstance(found, dict) else None
     return found if isinstance(found, int | float) else None
+
+
+def ratios(results: Mapping[str, Sequence[object]], name: str, base: str, figure: str) -> list[float]:
+    """As `Cell.ratios`, of rounds that are objects, which all have the figure."""
+    return [getattr(a, figure) / getattr(b, figure) for a, b in zip(results[name], results[base], strict=True)]
 
 
 def spread(values: Sequence[float], form: str = "{:,.2f}") -> str:
