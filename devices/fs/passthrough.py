@@ -224,8 +224,8 @@ class Passthrough(NativeServer):
         self._moving = False
         self.handles_note: str | None = None
         self.keeps = state_file is not None
-        super().__init__(self._start(opt, inode_file_handles, None if state_file is None else os.fspath(state_file)))
         self._store: FdStore | None = None
+        super().__init__(self._start(opt, inode_file_handles, None if state_file is None else os.fspath(state_file)))
         if state_file is not None:
             self._revive(os.fspath(state_file))
         if threads is not None:
@@ -319,9 +319,8 @@ class Passthrough(NativeServer):
     def close(self) -> None:
         """As `Server.close`."""
         super().close()
-        store: FdStore | None = getattr(self, "_store", None)
+        store, self._store = self._store, None
         if store is not None:
-            self._store = None
             if not self._moving:
                 store.keep([])
             store.close()
