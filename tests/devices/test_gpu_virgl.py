@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import random
 import struct
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import pytest
+import trio
 from gpurig import Cmd, Guest, Rect, Resp, display
 
 from devices.gpu import Gpu
@@ -82,6 +84,33 @@ async def test_a_clear_is_seen() -> None:
         await guest.flush(5, ALL)
         await gpu.fetch()
         assert gpu.picture().pixels == rows
+
+
+@pytest.mark.parametrize("processors", [1, None])
+async def test_fences_say_that_it_is_drawn(processors: int | None) -> None:
+    """Mesa draws at once where it has one processor, and by threads elsewhere."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, sorted(before)[:processors])
+    try:
+        async with rendered() as (_, guest), trio.open_nursery() as nursery:
+            side = 1024
+            await guest.create_3d(6, side, side, kind=BGRA)
+            await guest.attach(6, 4 * side * side)
+            await guest.do(Cmd.CTX_ATTACH, struct.pack("<II", 6, 0), context=1)
+
+            async def drawn(number: int) -> None:
+                reply = await guest.submit(1, clear(5 + number % 2, 0, 1, 0), fence=number)
+                assert (reply.type, reply.fence) == (Resp.OK_NODATA, number)
+                await guest.do(Cmd.GET_DISPLAY_INFO, fence=number)
+                await guest.transfer_3d(
+                    Cmd.FROM_HOST_3D, 5 + number % 2, Rect(9, 9, 1, 1), context=1, offset=16 * number
+                )
+                assert guest.pixels(5 + number % 2, BYTES)[16 * number :][:4] == b"\x00\xff\x00\xff"
+
+            for number in range(20):
+                nursery.start_soon(drawn, number)
+    finally:
+        os.sched_setaffinity(0, before)
 
 
 async def test_capsets() -> None:

@@ -44,6 +44,16 @@ void render_fenced(uint32_t number)
 	pthread_mutex_unlock(&answers);
 }
 
+bool render_no_fences_before(uint32_t number)
+{
+	bool none;
+
+	pthread_mutex_lock(&answers);
+	none = render.fences_over + 1 == number;
+	pthread_mutex_unlock(&answers);
+	return none;
+}
+
 /* One more: its number, 0: too many. */
 static uint32_t fence_made(struct render *r, uint32_t slot, uint32_t type)
 {

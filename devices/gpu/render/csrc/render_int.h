@@ -93,6 +93,8 @@ struct render {
 
 /* loop.c: all fences up to @number are over. Any thread. */
 void render_fenced(uint32_t number);
+/* All before @number are over. */
+bool render_no_fences_before(uint32_t number);
 
 /* guest.c */
 int render_region_add(struct render *r, const struct wire_region *what, int fd);

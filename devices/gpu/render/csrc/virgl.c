@@ -2,9 +2,11 @@
 /*
  * virgl.c - a renderer by libvirglrenderer: OpenGL of the host, on a GPU or by Mesa's software renderer.
  *
- * Fences are waited for by a thread of the library, which tells the display itself. What the library says of a guest's mistakes goes
+ * Fences are waited for by a thread of the library, which tells the display itself; what the CPU draws is over before that
+ * thread would have been woken, as often as not: so OpenGL is asked first. What the library says of a guest's mistakes goes
  * nowhere but for the first few lines: a guest can make any number of them.
  */
+#include <dlfcn.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -23,6 +25,15 @@ enum {
 struct virgl_box {
 	uint32_t x, y, z, w, h, d;
 };
+
+/* of OpenGL */
+enum { GPU_COMMANDS_COMPLETE = 0x9117, SYNC_FLUSH = 1, ALREADY_SIGNALED = 0x911a };
+
+static struct {
+	void *(*fence)(unsigned int condition, unsigned int flags);
+	unsigned int (*wait)(void *sync, unsigned int flags, uint64_t nanoseconds);
+	void (*drop)(void *sync);
+} gl;
 
 static int node = -1;
 static bool started;		/* what it says of itself at its start is of no use */
@@ -45,6 +56,23 @@ static void say(const char *words, va_list args)
 
 	if (started && said++ < LINES)
 		vfprintf(stderr, words, args);
+}
+
+/* The functions of the OpenGL that the library uses; without them its thread does. */
+static void find_gl(void)
+{
+	void *egl = dlopen("libEGL.so.1", RTLD_LAZY | RTLD_NOLOAD);
+	void *(*find)(const char *name) = NULL;
+
+	if (egl)
+		*(void **)&find = dlsym(egl, "eglGetProcAddress");
+	if (!find)
+		return;
+	*(void **)&gl.fence = find("glFenceSync");
+	*(void **)&gl.wait = find("glClientWaitSync");
+	*(void **)&gl.drop = find("glDeleteSync");
+	if (!gl.wait || !gl.drop)
+		gl.fence = NULL;
 }
 
 static int init(struct render *r, const struct render_options *options, struct wire_ready *ready, const char **words)
@@ -72,6 +100,8 @@ static int init(struct render *r, const struct render_options *options, struct w
 		ready->capsets[at].bytes = bytes;
 		ready->nr_capsets++;
 	}
+	if (node < 0)
+		find_gl();
 	started = true;
 	return 0;
 }
@@ -81,10 +111,21 @@ static int look_fd(void)
 	return virgl_renderer_get_poll_fd();
 }
 
+/* All that was drawn is there. It does not wait. */
+static bool drawn(void)
+{
+	void *sync = gl.fence ? gl.fence(GPU_COMMANDS_COMPLETE, 0) : NULL;
+	bool over = sync && gl.wait(sync, SYNC_FLUSH, 0) == ALREADY_SIGNALED;
+
+	if (sync)
+		gl.drop(sync);
+	return over;
+}
+
 static void fence(uint32_t number)
 {
 	/* one line of time: the library's context 0 */
-	if (virgl_renderer_create_fence((int)number, 0))
+	if ((render_no_fences_before(number) && drawn()) || virgl_renderer_create_fence((int)number, 0))
 		render_fenced(number);
 }
 
