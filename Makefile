@@ -39,8 +39,6 @@ lint: ## ruff
 types: ## mypy --strict
 	@tools/setup build
 	@.venv/bin/mypy
-	@MYPYPATH=tests .venv/bin/mypy --strict --explicit-package-bases -p guestlib -p bench
-	@MYPYPATH=tests .venv/bin/mypy --strict tools/demo.py
 
 check: lint types ## lint and types
 

@@ -12,34 +12,16 @@ from typing import Any
 
 import peerlib
 from fsrig import Mount
+from keptring import Kept
 
 from vhost.constants import VirtioFeature
 from vhost.frontend import Frontend
 from vhost.frontend.memory import Memory
 from vhost.frontend.queue import Queue
-from vhost.frontend.rings import DriverRing, Used, make_ring
+from vhost.frontend.rings import make_ring
 
 VHOST = str(Path(sys.executable).with_name("vhost"))
 _QUEUES, _SIZE = 2, 64
-
-
-class Kept:
-    """A ring that outlives its connection, and remembers what came back."""
-
-    def __init__(self, ring: DriverRing) -> None:
-        self.ring = ring
-        self.back: dict[int, Used] = {}
-
-    def __getattr__(self, attribute: str) -> object:
-        return getattr(self.ring, attribute)
-
-    def poll(self, limit: int = 64) -> list[Used]:
-        found = self.ring.poll(limit)
-        self.back.update((used.token, used) for used in found)
-        return found
-
-    def close(self) -> None:
-        """Its memory is the guest's."""
 
 
 class Guest:
@@ -82,7 +64,7 @@ class Guest:
             for index in range(_QUEUES):
                 if len(self.rings) == index:
                     self.rings.append(Kept(make_ring(self.memory, _SIZE, fe.features)))
-                queue = Queue(self.memory, index, self.rings[index])  # type: ignore[arg-type]
+                queue = Queue(self.memory, index, self.rings[index])
                 fe.queues[index] = queue
                 fe._spawn(queue.serve_calls)
                 fe._spawn(queue.serve_errors)

@@ -63,7 +63,8 @@ class Backend:
     def rss(self) -> int:
         """Resident memory that is its own, bytes."""
         status = Path(f"/proc/{self.pid}/status").read_text()
-        return int(re.search(r"RssAnon:\s+(\d+) kB", status)[1]) * 1024  # type: ignore[index]
+        (kib,) = re.findall(r"RssAnon:\s+(\d+) kB", status)
+        return int(kib) * 1024
 
     def settled_fds(self, most: int, seconds: float = 3) -> int:
         """Open descriptors once they are at most `most`, or after `seconds`."""
@@ -205,7 +206,7 @@ def needs_storage_daemon() -> str:
 def storage_daemon_version() -> tuple[int, int]:
     """Of the installed qemu-storage-daemon."""
     said = subprocess.run([needs_storage_daemon(), "--version"], capture_output=True, text=True, check=True).stdout
-    major, minor = re.search(r"version (\d+)\.(\d+)", said).groups()  # type: ignore[union-attr]
+    major, minor = re.findall(r"version (\d+)\.(\d+)", said)[0]
     return int(major), int(minor)
 
 

@@ -111,7 +111,7 @@ def test_results_are_compared_and_plotted(tmp_path: Path) -> None:
         bench("null", "--depth", "1", "--depth", "8", "--peer", "split", "--json", str(out), "--csv", str(lines))
     vhost = Path(sys.executable).with_name("vhost")
     # 1000 %: this looks at what is compared, not at the machine
-    command = [vhost, "bench", "compare", lines, out, "--threshold", "1000"]
+    command: list[str | Path] = [vhost, "bench", "compare", lines, out, "--threshold", "1000"]
     ran = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
     assert ran.returncode == 0, ran.stdout + ran.stderr
     assert "only in" not in ran.stdout

@@ -6,6 +6,7 @@ import os
 import socket
 import struct
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import peerlib
@@ -16,6 +17,7 @@ import vhost
 from vhost.constants import ProtocolFeature, VirtioFeature
 from vhost.errors import ConnectionClosed, QueueBroken, VhostError
 from vhost.frontend import CLOUD_HYPERVISOR, PERSONALITIES, Frontend, Memory, Personality, Refused
+from vhost.testing import connect_to
 
 SECTOR = 512
 
@@ -100,7 +102,7 @@ async def test_many_at_once(any_disk: peerlib.Backend, event_idx: bool, indirect
         blocks = [os.urandom(SECTOR) for _ in range(60)]
         async with trio.open_nursery() as nursery:
             for at, block in enumerate(blocks):
-                nursery.start_soon(lambda at=at, block=block: write(queue, at, block, indirect=indirect))
+                nursery.start_soon(partial(write, queue, at, block, indirect=indirect))
         assert await read(queue, 0, 60 * SECTOR) == b"".join(blocks)
         assert queue.in_flight == 0
 
@@ -214,7 +216,7 @@ async def test_accepts_a_backend_that_connects(disk: peerlib.Backend) -> None:
             end = trio.current_time() + 5
             while not (path / "s").exists() and trio.current_time() < end:
                 await trio.sleep(0.01)
-            with await trio.to_thread.run_sync(peerlib.connect_to(path / "s")):
+            with await trio.to_thread.run_sync(connect_to(path / "s")):
                 done.set()
                 await trio.sleep(0.05)
 

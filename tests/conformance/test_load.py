@@ -18,7 +18,7 @@ from vhost.bench import cell_of, load
 from vhost.cli.bench import command as bench
 from vhost.errors import ConnectionClosed, VhostError
 
-FAST = {"runtime": 0.15, "warmup": 0.05}
+FAST: dict[str, Any] = {"runtime": 0.15, "warmup": 0.05}
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import peerlib
 import pytest
@@ -26,7 +27,7 @@ from devices.net.load import Result, Workload, measure
 from vhost.bench import cell_of, load
 from vhost.errors import ConnectionClosed, VhostError
 
-FAST = {"runtime": 0.15, "warmup": 0.05}
+FAST: dict[str, Any] = {"runtime": 0.15, "warmup": 0.05}
 LAYOUTS = (False, True)  # packed
 
 
@@ -162,9 +163,9 @@ class Card(vhost.Device):
             self._rx.flush()
 
 
-async def spoiled(spoil: Callable[[list[bytes]], list[bytes]], **more: object) -> Result:
+async def spoiled(spoil: Callable[[list[bytes]], list[bytes]], **more: Any) -> Result:
     """What the generator says of a card that spoils frames."""
-    workload = replace(Workload(window=32, poll=False, verify=True, runtime=0.4, warmup=0), **more)  # type: ignore[arg-type]
+    workload = replace(Workload(window=32, poll=False, verify=True, runtime=0.4, warmup=0), **more)
     ours, theirs = socket.socketpair()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(vhost.serve_fd, Card(spoil), theirs.detach())

@@ -7,8 +7,9 @@ from collections.abc import Iterator
 import peerlib
 import pytest
 
-from vhost.testing import Check, Verdict, check_backend, checks_for, run_check
+from vhost.testing import Verdict, check_backend, checks_for, run_check
 from vhost.testing.check_messages import MESSAGES
+from vhost.testing.report import Check
 
 #: what a disk of ours need not offer; everything else must pass
 NOT_OFFERED_BY_BLK = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 
 import peerlib
 import pytest
@@ -15,7 +15,7 @@ from vhost import wire
 from vhost.channel import BlockingChannel
 from vhost.constants import FrontendRequest as F
 from vhost.constants import ProtocolFeature as P
-from vhost.messages import Config, Message
+from vhost.messages import Config, Message, Payload
 from vhost.testing import Report, Verdict, check_backend
 
 #: titles that qemu-storage-daemon 7.2 fails; docs/peers.md says more
@@ -79,7 +79,7 @@ def liar(lie: str) -> Iterator[socket.socket]:
 
 
 def _answer(message: Message, lie: str) -> bytes | None:
-    payloads: dict[int, object] = {
+    payloads: dict[int, Payload] = {
         F.GET_FEATURES: 1 << 30 | 1 << 32,
         F.GET_PROTOCOL_FEATURES: int(P.REPLY_ACK | P.CONFIG | P.MQ),
         F.GET_QUEUE_NUM: 1,
@@ -92,7 +92,7 @@ def _answer(message: Message, lie: str) -> bytes | None:
         payload = 0
     if payload is None:
         return None
-    data = wire.encode(message.reply(payload))  # type: ignore[arg-type]
+    data = wire.encode(message.reply(payload))
     if lie == "flags" and message.request == F.GET_FEATURES:
         data = data[:4] + b"\x01\0\0\0" + data[8:]
     if lie == "twice" and message.need_reply:
@@ -103,18 +103,18 @@ def _answer(message: Message, lie: str) -> bytes | None:
 
 
 def _judge(lie: str, title: str) -> Report:
-    connections: list[Iterator[socket.socket]] = []
+    connections: list[AbstractContextManager[socket.socket]] = []
 
     def connect() -> socket.socket:
         context = liar(lie)
-        connections.append(context)  # type: ignore[arg-type]
+        connections.append(context)
         return context.__enter__()
 
     try:
         return check_backend(connect, "any", only=lambda check: title in check.title)
     finally:
         for context in connections:
-            context.__exit__(None, None, None)  # type: ignore[attr-defined]
+            context.__exit__(None, None, None)
 
 
 @pytest.mark.parametrize(
@@ -169,4 +169,4 @@ def test_a_backend_that_dies_is_told_from_one_that_is_wrong() -> None:
         assert report.count(Verdict.FAIL) == 1
         assert report.count(Verdict.PASS) == 0
         assert {outcome.detail for outcome in report.outcomes[1:]} == {"the back-end is gone"}
-        assert real().close() is None
+        real().close()

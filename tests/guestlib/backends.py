@@ -6,6 +6,7 @@ import contextlib
 import shutil
 import sys
 from collections.abc import AsyncIterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import trio
@@ -58,7 +59,7 @@ async def vhost(
     log = folder / f"{name}.log"
     async with started(name, [vhost_program(), *args], log, env={"PYTHONUNBUFFERED": "1"}) as proc:
         for socket in sockets:
-            await until(lambda socket=socket: listening(socket), proc, f"listening on {socket.name}")  # type: ignore[misc]
+            await until(partial(listening, socket), proc, f"listening on {socket.name}")
         yield Backend(proc, sockets[0])
         if clean:
             if proc.returncode is not None:

@@ -63,11 +63,8 @@ class Testpmd:
     async def stats(self) -> PortStats:
         """Its counters now."""
         said = await self.ask("show port stats all", r"Tx-pps: +\d+")
-        numbers = [
-            int(re.search(rf"{name}: +(\d+)", said)[1])  # type: ignore[index]
-            for name in ("RX-packets", "RX-bytes", "TX-packets", "TX-bytes")
-        ]
-        return PortStats(*numbers)
+        numbers = dict(re.findall(r"([RT]X-(?:packets|bytes)): +(\d+)", said))
+        return PortStats(*(int(numbers[name]) for name in ("RX-packets", "RX-bytes", "TX-packets", "TX-bytes")))
 
 
 def program() -> str:

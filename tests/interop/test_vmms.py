@@ -11,14 +11,17 @@ import shutil
 import socket
 import struct
 import subprocess
+import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import peerlib
 import pytest
 import serverlib
 import trio
+from keptring import Kept
 
 from vhost.constants import FrontendRequest as F
 from vhost.constants import ProtocolFeature, StateDirection, VirtioFeature
@@ -235,8 +238,8 @@ async def test_dirty_log_renewed_at_each_poll(disk: peerlib.Backend) -> None:
 
         real_alloc = memory.alloc
 
-        def noted(size: int, *args: int, **how: object) -> int:
-            at = real_alloc(size, *args, **how)  # type: ignore[arg-type]
+        def noted(size: int, *args: int, **how: Any) -> int:
+            at = real_alloc(size, *args, **how)
             if size == 12288:
                 written.update(range(at >> 12, (at + size - 1 >> 12) + 1))
             return at
@@ -271,19 +274,6 @@ async def test_dirty_log_renewed_at_each_poll(disk: peerlib.Backend) -> None:
                 os.close(log.fd)
 
 
-class Kept:
-    """A ring that outlives its connection, as a guest's does."""
-
-    def __init__(self, ring: DriverRing) -> None:
-        self.ring = ring
-
-    def __getattr__(self, name: str) -> object:
-        return getattr(self.ring, name)
-
-    def close(self) -> None:
-        """Its memory is the guest's."""
-
-
 class Guest:
     """Memory and one split ring that stay while back-ends come and go."""
 
@@ -301,7 +291,7 @@ class Guest:
         await frontend.share_memory()
         if self.ring is None:
             self.ring = make_ring(self.memory, self.size, frontend.features)
-        queue = Queue(self.memory, 0, Kept(self.ring))  # type: ignore[arg-type]
+        queue = Queue(self.memory, 0, Kept(self.ring))
         frontend.queues[0] = queue
         await frontend.start_queues({} if base is None else {0: base})
         return queue
@@ -340,7 +330,7 @@ async def restartable(*options: str) -> AsyncIterator[tuple[Path, list[str]]]:
         image = folder / "disk"
         with image.open("wb") as file:
             file.truncate(64 << 20)
-        program = str(Path(os.sys.executable).with_name("vhost"))  # type: ignore[attr-defined]
+        program = str(Path(sys.executable).with_name("vhost"))
         yield folder, [program, "blk", "--socket-path", str(folder / "s"), "--blk-file", str(image), *options]
 
 
