@@ -1,10 +1,11 @@
 """fio and walks through a tree in a guest, on our shared folder and on virtiofsd's in turns: a real driver's way.
 
-    python -m bench.guest_fs [fio] [walk] [--cache auto|never|always] [--rounds N] …
+    python -m bench.guest_fs [fio] [walk] [--guest qemu|uml] [--cache auto|never|always] [--rounds N] …
 
-One QEMU guest has the same folder from all back-ends at once, with the same cache policy; programs run on one after the
+One guest has the same folder from all back-ends at once, with the same cache policy; programs run on one after the
 other, A B A B, so that what disturbs the machine disturbs all. fio is this machine's, on a read-only disk of its
-own; find and ls are the guest's busybox. See bench/README.md.
+own; find and ls are the guest's busybox. QEMU emulates the guest's processor here, User-mode Linux lets it run. See
+bench/README.md.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from rich.table import Table
 
 from bench.fs_peers import C_PROGRAM, RUST, WHERE, C
 from bench.guest_fio import cpu_ns, fio_disk
+from bench.guest_uml import relayed, tree_cpu_ns
 from bench.rounds import ratios, spread
 from vhost.bench import machine
 
@@ -37,8 +39,19 @@ ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT / "tests") not in sys.path:
     sys.path.insert(0, str(ROOT / "tests"))  # the guests are those of the tests
 
-from guestlib import AssetError, GuestError, QemuConfig, QemuGuest, VhostFs, boot_qemu, started  # noqa: E402
-from guestlib.fs import mount  # noqa: E402
+from guestlib import (  # noqa: E402
+    AssetError,
+    GuestError,
+    QemuConfig,
+    QemuGuest,
+    UmlDevice,
+    UmlGuest,
+    VhostFs,
+    boot_qemu,
+    boot_uml,
+    started,
+)
+from guestlib.fs import FS, mount  # noqa: E402
 from guestlib.process import Proc, listening, until  # noqa: E402
 from guestlib.trixie import virtiofsd  # noqa: E402
 
@@ -83,6 +96,7 @@ class Workload:
 
     part: str
     name: str
+    guest: str
     cache: str
     files: int
     runtime: float
@@ -184,9 +198,26 @@ def fill(share: Path, files: int) -> int:
 
 
 @contextlib.asynccontextmanager
-async def booted(folder: Path, sockets: Sequence[tuple[Peer, Path]]) -> AsyncIterator[QemuGuest]:
+async def booted(kind: str, folder: Path, sockets: Sequence[tuple[Peer, Path]]) -> AsyncIterator[QemuGuest | UmlGuest]:
     """A guest with all folders, fio's disk on /mnt."""
     tools = fio_disk()
+    if kind == "uml":
+        async with contextlib.AsyncExitStack() as stack:
+            devices = []
+            for peer, socket in sockets:
+                # ours needs none
+                way = (
+                    socket
+                    if peer.name in (OURS, ASLEEP)
+                    else await stack.enter_async_context(relayed(socket, peer.tag))
+                )
+                devices.append(UmlDevice(way, FS))
+            uml = await stack.enter_async_context(
+                boot_uml(folder, *devices, memory_mib=MEMORY_MIB, append=f"ubd0r={tools}")
+            )
+            await uml.run("mount -t ext4 -o ro /dev/ubda /mnt")
+            yield uml
+        return
     drive = f"file={tools},if=none,id=tools,format=raw,readonly=on"
     config = QemuConfig(
         devices=tuple(VhostFs(socket, peer.tag) for peer, socket in sockets),
@@ -203,7 +234,7 @@ async def booted(folder: Path, sockets: Sequence[tuple[Peer, Path]]) -> AsyncIte
 class Live:
     """A guest that runs, and the back-ends' processes."""
 
-    guest: QemuGuest
+    guest: QemuGuest | UmlGuest
     backends: dict[str, Proc]
 
 
@@ -217,7 +248,7 @@ class Spent:
 
     @classmethod
     def now(cls, live: Live, peer: Peer) -> Spent:
-        return cls(time.monotonic_ns(), cpu_ns(live.backends[peer.name].pid), cpu_ns(live.guest.proc.pid))
+        return cls(time.monotonic_ns(), cpu_ns(live.backends[peer.name].pid), tree_cpu_ns(live.guest.proc.pid))
 
     def since(self, before: Spent) -> Spent:
         return Spent(self.wall - before.wall, self.backend - before.backend, self.guest - before.guest)
@@ -287,7 +318,7 @@ async def measure(
         async with contextlib.AsyncExitStack() as stack:
             served = {peer: await stack.enter_async_context(running(peer, folder)) for peer in peers}
             sockets = [(peer, socket) for peer, (_, socket) in served.items()]
-            guest = await stack.enter_async_context(booted(folder, sockets))
+            guest = await stack.enter_async_context(booted(template["guest"], folder, sockets))
             live = Live(guest, {peer.name: proc for peer, (proc, _) in served.items()})
             for peer in peers:
                 await mount(guest, peer.tag)
@@ -354,6 +385,7 @@ def as_json(cells: Sequence[Cell], rounds: int) -> dict[str, Any]:
 
 @click.command()
 @click.argument("parts", nargs=-1, type=click.Choice(tuple(PARTS)), metavar="[fio] [walk]")
+@click.option("--guest", type=click.Choice(("qemu", "uml")), default="qemu", show_default=True)
 @click.option("--cache", type=click.Choice(tuple(_OF_C)), default="auto", show_default=True, help="Of all back-ends.")
 @click.option("--only", default="", metavar="TEXT", help="Those workloads whose names have it.")
 @click.option("--asleep", is_flag=True, help="Ours that never polls, too.")
@@ -374,7 +406,7 @@ def main(parts: tuple[str, ...], only: str, asleep: bool, rounds: int, json_path
         trio.run(measure, cells, rounds, asleep, load, say)
     except (AssetError, GuestError) as error:
         raise click.ClickException(str(error)) from error
-    where = f"guest, cache {load['cache']}, a tree of {load['files']} files, {rounds} rounds"
+    where = f"{load['guest']} guest, cache {load['cache']}, a tree of {load['files']} files, {rounds} rounds"
     title = f"a shared folder in a {where}"
     console.print(table_of(cells, title))
     for line in targets_of(cells):
