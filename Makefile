@@ -17,8 +17,8 @@ demo: ## boot a Debian guest in QEMU and let it use our devices
 	@PYTHONPATH=tests $(PY) tools/demo.py
 
 test: ## everything: ruff, mypy, fast tests, then real guests
-	@tools/setup test
-	@tools/run-tests
+	@tools/setup suite
+	@$(PY) tools/run_tests.py
 
 test-fast: ## the tests that boot nothing
 	@tools/setup test

@@ -1,5 +1,6 @@
 """Build of the C extensions; everything else is in pyproject.toml."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -9,4 +10,5 @@ sys.path.insert(0, str(Path(__file__).parent))  # a PEP 517 front-end runs us fr
 
 from ffi_build import modules
 
-setup(cffi_modules=modules())
+# an editable install beside extensions that were built in the tree needs none
+setup(cffi_modules=[] if "VHOSTKIT_BUILT" in os.environ else modules())

@@ -14,12 +14,13 @@ import struct
 import subprocess
 import sys
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 from guestlib import debian
 from guestlib.debian import CACHE, AssetError, locked
-from guestlib.trixie import libblkio, passt
+from guestlib.trixie import libblkio, passt, virtiofsd
 
 HERE = Path(__file__).resolve().parent
 GUEST = CACHE / "guest"
@@ -522,19 +523,41 @@ def _make_boot_disk(kernel: Kernel, ramdisk: Path, target: Path) -> None:
 
 def prepare(level: str) -> int:
     """Make what ``level`` (demo or test) needs; 1 after a sentence on stderr where something cannot be had."""
-    steps: list[tuple[str, Callable[[], object]]] = [("initramfs", lambda: initramfs(debian_kernel()))]
-    if level != "demo":
-        steps += [("boot disk", lambda: boot_disk(debian_kernel())), ("UML initramfs", lambda: initramfs(uml_kernel()))]
+    if level == "demo":
+        return _needed(("initramfs", lambda: initramfs(debian_kernel())))
+    with ThreadPoolExecutor() as side_by_side:
+        # most of each is waiting for the network; what is in one of these uses the same package lists
+        kernels = side_by_side.submit(_kernels)
+        others = ((debian_root,), (backports_qemu,), (libblkio, passt, virtiofsd))
+        for other in [side_by_side.submit(_wanted, *few) for few in others]:
+            other.result()
+        return kernels.result()
+
+
+def _kernels() -> int:
+    missing = _needed(
+        ("initramfs", lambda: initramfs(debian_kernel())),
+        ("boot disk", lambda: boot_disk(debian_kernel())),
+        ("UML initramfs", lambda: initramfs(uml_kernel())),
+    )
+    if not missing:
+        _wanted(debian_display_kernel)
+    return missing
+
+
+def _needed(*steps: tuple[str, Callable[[], object]]) -> int:
     for name, make in steps:
         try:
             make()
         except AssetError as error:
             print(f"setup: {name}: {error}", file=sys.stderr)
             return 1
-    if level != "demo":
-        for optional in (debian_root, backports_qemu, debian_display_kernel, libblkio, passt):
-            try:
-                optional()
-            except AssetError as error:
-                print(f"setup: {error}; its tests will be skipped", file=sys.stderr)
     return 0
+
+
+def _wanted(*makers: Callable[[], object]) -> None:
+    for make in makers:
+        try:
+            make()
+        except AssetError as error:
+            print(f"setup: {error}; its tests will be skipped", file=sys.stderr)

@@ -12,6 +12,7 @@ import os
 import re
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -125,14 +126,11 @@ def fetch_kernel(meta_package: str, into: Path) -> str:
 
 def unpack(packages: Sequence[str], into: Path, *, state: str = "base") -> None:
     """Download ``packages`` and unpack them below ``into`` without running or registering anything."""
-    debs = APT / "debs"
-    shutil.rmtree(debs, ignore_errors=True)
-    debs.mkdir(parents=True)
     if not (APT / state / "sources.list.d" / "debian.sources").exists():
         _update(state, backports=False)
-    _apt(["apt-get", "download", *packages], state=state, cwd=debs)
-    _extract(debs, into)
-    shutil.rmtree(debs)
+    with tempfile.TemporaryDirectory(prefix="debs-", dir=APT) as debs:
+        _apt(["apt-get", "download", *packages], state=state, cwd=Path(debs))
+        _extract(Path(debs), into)
 
 
 def unpack_upgrade(package: str, into: Path) -> None:

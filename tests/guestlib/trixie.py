@@ -6,13 +6,13 @@ machine's own with the suite renamed; libblkio asks for nothing newer than what 
 
 from __future__ import annotations
 
-import contextlib
+import atexit
+import functools
 import hashlib
 import os
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -110,8 +110,7 @@ def passt() -> tuple[str, ...]:
 
 def _fetch_passt() -> None:
     shutil.rmtree(PASST, ignore_errors=True)
-    with _lists():
-        debian.unpack(_closure("passt"), PASST / "root", state="trixie")
+    debian.unpack(_closure("passt"), PASST / "root", state=_lists())
     (PASST / "ready").touch()
 
 
@@ -129,9 +128,8 @@ def virtiofsd() -> tuple[str, ...]:
         if not (VIRTIOFSD / "ready").exists():
             try:
                 shutil.rmtree(VIRTIOFSD, ignore_errors=True)
-                with _lists():
-                    packages = [name for name in _closure("virtiofsd") if name not in _NOT_NEEDED]
-                    debian.unpack(packages, VIRTIOFSD / "root", state="trixie")
+                packages = [name for name in _closure("virtiofsd") if name not in _NOT_NEEDED]
+                debian.unpack(packages, VIRTIOFSD / "root", state=_lists())
                 (VIRTIOFSD / "ready").touch()
             except AssetError as error:
                 VIRTIOFSD.mkdir(parents=True, exist_ok=True)
@@ -152,27 +150,25 @@ def _fetch() -> None:
     root, tools = BASE / "root", BASE / "tools"
     shutil.rmtree(root, ignore_errors=True)
     shutil.rmtree(tools, ignore_errors=True)
-    with _lists():
-        debian.unpack(["libblkio1", "libblkio-dev"], root, state="trixie")
-        # of the block drivers' libraries only libblkio: the others are Ceph and its like
-        debian.unpack([*_closure("qemu-utils"), "qemu-block-extra", "libblkio1"], tools, state="trixie")
+    debian.unpack(["libblkio1", "libblkio-dev"], root, state=_lists())
+    # of the block drivers' libraries only libblkio: the others are Ceph and its like
+    debian.unpack([*_closure("qemu-utils"), "qemu-block-extra", "libblkio1"], tools, state=_lists())
     (BASE / "ready").touch()
 
 
-@contextlib.contextmanager
-def _lists() -> Iterator[None]:
-    """trixie's package lists for the length of the block."""
+@functools.cache
+def _lists() -> str:
+    """The state of apt that has trixie's package lists, until this process ends."""
     release = debian.codename()
     if not release:
         raise AssetError("this is no Debian system whose sources would lead to it")
-    state = debian.APT / "trixie"
+    name = f"trixie-{os.getpid()}"
+    state = debian.APT / name
+    atexit.register(shutil.rmtree, state, ignore_errors=True)
     (state / "sources.list.d").mkdir(parents=True, exist_ok=True)
     (state / "sources.list.d/debian.sources").write_text(_sources(release))
-    try:
-        debian._apt(["apt-get", "update"], state="trixie")
-        yield
-    finally:
-        shutil.rmtree(state, ignore_errors=True)
+    debian._apt(["apt-get", "update"], state=name)
+    return name
 
 
 def _sources(release: str) -> str:
@@ -189,7 +185,7 @@ def _sources(release: str) -> str:
 def _closure(package: str) -> list[str]:
     """``package`` and all it depends on."""
     hide = [f"--no-{what}" for what in ("recommends", "suggests", "conflicts", "breaks", "replaces", "enhances")]
-    said = debian._apt(["apt-cache", "depends", "--recurse", *hide, package], state="trixie")
+    said = debian._apt(["apt-cache", "depends", "--recurse", *hide, package], state=_lists())
     names = {line for line in said.splitlines() if line and not line.startswith((" ", "<"))}
     return sorted(name for name in names if ":" not in name)
 
