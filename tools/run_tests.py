@@ -115,6 +115,7 @@ def jobs(options: list[str]) -> Iterator[Job]:
     yield fast("file systems", "tests/devices/test_fs_")
     for name in sorted(guests, key=lambda name: -(ROOT / name).stat().st_size):
         yield tests(name, "guest and not long", [name], options)
+    yield fast("other front-ends and back-ends", "tests/interop/")
     yield fast("displays", "tests/devices/test_gpu", "tests/devices/test_input")
     yield fast("conformance", "tests/conformance/")
     yield fast("disks and networks", "tests/devices/")

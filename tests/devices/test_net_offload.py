@@ -14,12 +14,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import cbuild
 import pytest
 from netrig import BASE, ECN, NEEDS_CSUM, PACKED, TCPV4, TCPV6, UDP_L4, Guest, Header, guest, serving
 
 from devices.net import EchoLink, Net, NetFeature
 
-FOLDER = Path(__file__).parent.parent / "c"
 #: NET_TAKES_*
 CSUM, TSO4, TSO6, TAKES_ECN, USO = 1, 2, 4, 8, 16
 FIN, PSH, ACK, ECE, CWR = 0x01, 0x08, 0x10, 0x40, 0x80
@@ -170,14 +170,8 @@ def random_packet(rng: random.Random) -> Packet:
 
 
 @pytest.fixture(scope="module", params=["offload_unit", "offload_unit-asan"])
-def program(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("offload")
-    target = out / str(request.param)
-    done = subprocess.run(
-        ["make", "-s", "-C", FOLDER, f"OUT={out}", target], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    return target
+def program(request: pytest.FixtureRequest) -> Path:
+    return cbuild.program(str(request.param))
 
 
 @dataclass

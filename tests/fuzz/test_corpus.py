@@ -6,6 +6,7 @@ import runpy
 import subprocess
 from pathlib import Path
 
+import cbuild
 import pytest
 
 HERE = Path(__file__).parent
@@ -19,13 +20,9 @@ def target(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(scope="module")
-def replay(target: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("fuzz")
-    done = subprocess.run(
-        ["make", "-s", "-C", str(HERE), f"{target}_replay", f"OUT={out}"], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    return out / f"{target}_replay"
+def replay(target: str) -> Path:
+    cbuild.make("fuzz", f"{target}_replay")
+    return cbuild.OUT / f"{target}_replay"
 
 
 def test_corpus(target: str, replay: Path) -> None:
