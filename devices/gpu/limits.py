@@ -4,8 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import IntFlag
+from typing import Final
 
-__all__ = ["GpuFeature", "Limits"]
+__all__ = ["MEMORY_2D", "MEMORY_3D", "GpuFeature", "Limits"]
+
+#: bytes that do for desktops, textures and all: a guest that gets no more draws nothing then
+MEMORY_2D: Final = 512 << 20
+MEMORY_3D: Final = 2 << 30
 
 
 class GpuFeature(IntFlag):
@@ -29,7 +34,7 @@ class Limits:
     """
 
     resources: int = 4096
-    bytes: int = 512 << 20
+    bytes: int = MEMORY_2D
     contexts: int = 256
 
     def __post_init__(self) -> None:

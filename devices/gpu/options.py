@@ -8,7 +8,7 @@ from typing import Any
 
 from devices.gpu import viewers
 from devices.gpu.device import Gpu
-from devices.gpu.limits import Limits
+from devices.gpu.limits import MEMORY_2D, MEMORY_3D, Limits
 from devices.gpu.picture import parse_mode
 from devices.gpu.render import Renderer
 from devices.gpu.render import options as render
@@ -23,7 +23,7 @@ OPTIONS = (
     Option("mode", "texts", "what is plugged in, from the first scanout on: 1920x1080 or 1920x1080@75", metavar="MODE"),
     Option("no-blobs", "flag", "do not offer resources that stay in the guest's memory", False),
     Option("max-resources", "int", "most resources of the guest", 4096, minimum=1, maximum=1 << 31),
-    Option("max-memory", "size", "most host memory for them", 512 << 20, metavar="BYTES"),
+    Option("max-memory", "size", "most host memory for them: 512M unless given, 2G with 3D", metavar="BYTES"),
     *render.OPTIONS,
     *viewers.OPTIONS,
     *confine.OPTIONS,
@@ -31,12 +31,15 @@ OPTIONS = (
 
 
 def _gpu(values: Mapping[str, Any], renderer: Renderer | None) -> Gpu:
+    memory = values["max_memory"]
+    if memory is None:
+        memory = MEMORY_2D if renderer is None else MEMORY_3D
     try:
         return Gpu(
             scanouts=values["scanouts"],
             modes=[parse_mode(text) for text in values["mode"] or ("1280x800",)],
             blobs=not values["no_blobs"],
-            limits=Limits(values["max_resources"], values["max_memory"], values["max_contexts"]),
+            limits=Limits(values["max_resources"], memory, values["max_contexts"]),
             renderer=renderer,
             dmabufs=not values["no_dmabufs"],
         )

@@ -23,6 +23,7 @@ import trio
 from devices.gpu._gpu import ffi, lib
 from devices.gpu.render import Renderer, RendererError
 from devices.gpu.render.renderer import Started
+from devices.gpu.stats import GpuStats
 from vhost.fds import OwnedFd
 
 __all__ = ["PATIENCE", "ThreeD"]
@@ -170,6 +171,7 @@ class ThreeD:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._ends, how, nursery.cancel_scope)
             nursery.start_soon(self._hangs, how)
+            nursery.start_soon(self._is_refused)
             await self._news.wait()
             nursery.cancel_scope.cancel()
         if not how:
@@ -201,6 +203,19 @@ class ThreeD:
                 self._renderer.stop()
                 return
             await trio.sleep(min(PATIENCE / 8, 1))
+
+    async def _is_refused(self) -> None:
+        """Say once that the guest wants more than it may have: its programs cannot tell, and draw wrongly."""
+        before = self._refused()
+        while self._refused() == before:  # noqa: ASYNC110 - the worker is not to wake anybody
+            await trio.sleep(1)
+        _LOG.warning(
+            "the guest was refused memory for what it draws, which may look wrong until its programs start anew; "
+            "give more by --max-memory (or --max-resources, --max-contexts)"
+        )
+
+    def _refused(self) -> int:
+        return GpuStats.of(self._ptr).errors.get("out_of_memory", 0)
 
     def close(self) -> None:
         """The display is served no longer."""

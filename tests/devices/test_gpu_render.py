@@ -201,7 +201,7 @@ async def test_errors() -> None:
         await says(Cmd.SET_SCANOUT, Rect(0, 0, 64, 64).pack() + struct.pack("<II", 0, 8), 0, parameter)
 
 
-async def test_limits() -> None:
+async def test_limits(caplog: pytest.LogCaptureFixture) -> None:
     async with rendered(Limits(resources=3, bytes=1 << 20, contexts=2)) as (gpu, guest, _):
         await guest.context(1)
         await guest.context(2)
@@ -225,6 +225,10 @@ async def test_limits() -> None:
         await guest.create_3d(3, 16, 16)
         await guest.create_3d(4, 16, 16)
         assert (await guest.command(Cmd.CREATE_3D, Guest.in_3d(5, 16, 16))).type == no
+        with trio.fail_after(30):
+            while "refused memory" not in caplog.text:  # it looks now and then
+                await trio.sleep(0.1)
+        assert "--max-memory" in caplog.text
 
 
 async def test_fences_are_in_order() -> None:
