@@ -166,8 +166,7 @@ static int answer_open(struct pass *fs, struct fs_req *req, struct pass_inode *p
 	}
 	if (called != NULL && flags & O_CREAT)
 		pass_small_name(fs, parent, called, req->name_len);
-	open->open_flags = pass_open_answer(fs, flags);
-	open->padding = 0;
+	*open = (struct fuse_open_out){.fh = open->fh, .open_flags = pass_open_answer(fs, flags)};
 	return (int)CREATE_OUT;
 }
 

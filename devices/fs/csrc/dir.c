@@ -266,8 +266,7 @@ int pass_opendir(struct pass *fs, struct fs_req *req, struct pass_inode *inode, 
 		close(fd);
 		return err;
 	}
-	out->open_flags = fs->opt.dir_flags;
-	out->padding = 0;
+	*out = (struct fuse_open_out){.fh = out->fh, .open_flags = fs->opt.dir_flags};
 	return sizeof(*out);
 }
 
