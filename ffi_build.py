@@ -282,13 +282,13 @@ def gpu() -> FFI:
     )
 
 
-def renderer(name: str, *libraries: str, folders: tuple[str, ...] = ()) -> FFI:
-    """A renderer: what draws is the source of that name."""
+def renderer(name: str, *libraries: str, more: tuple[str, ...] = (), folders: tuple[str, ...] = ()) -> FFI:
+    """A renderer: what draws is the source of that name, and `more`."""
     folder = "devices/gpu/render/csrc"
     return extension(
         f"devices.gpu.render._{name}",
         [f"{folder}/render.h"],
-        sources(folder, "loop.c", "commands.c", "guest.c", f"{name}.c"),
+        sources(folder, "loop.c", "rings.c", "commands.c", "guest.c", "apart.c", f"{name}.c", *more),
         libraries=list(libraries),
         folders=folders,
     )
@@ -300,9 +300,9 @@ def gpu_null() -> FFI:
 
 
 def gpu_virgl() -> FFI:
-    """OpenGL for guests; needs libvirglrenderer."""
+    """OpenGL and Vulkan for guests; needs libvirglrenderer."""
     flags = pkg_config("virglrenderer", "--cflags-only-I") or []
-    return renderer("virgl", "virglrenderer", folders=tuple(flag[2:] for flag in flags))
+    return renderer("virgl", "virglrenderer", more=("venus.c",), folders=tuple(flag[2:] for flag in flags))
 
 
 def gpu_load() -> FFI:

@@ -59,8 +59,8 @@ class _Lib:
         """int(*)(struct gpu *, uint32_t)"""
     def gpu_3d_blobs(self, _0: CData, /) -> int:
         """int(*)(struct gpu *)"""
-    def gpu_3d_capsets(self, _0: CData, /) -> int:
-        """int(*)(struct gpu *)"""
+    def gpu_3d_capsets(self, _0: CData, _1: int, /) -> int:
+        """int(*)(struct gpu *, int)"""
     def gpu_3d_enable(self, _0: CData, _1: int, /) -> int:
         """int(*)(struct gpu *, uint32_t)"""
     def gpu_3d_fail(self, _0: CData, /) -> None:

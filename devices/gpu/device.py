@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import struct
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Gpu"]
 
+_LOG: Final = logging.getLogger("vhost.gpu")
 _CONFIG: Final = struct.Struct("<4I")
 _EVENT_DISPLAY: Final = 1
 _EVENTS_CLEAR: Final = 4
@@ -148,7 +150,9 @@ class Gpu(Screen, Device):
 
     def config(self) -> bytes:
         """The configuration space, 16 bytes."""
-        return _CONFIG.pack(self._events, 0, self._scanouts, self._3d.capsets if self._3d is not None else 0)
+        maps = self._window is not None and self._window.can_map
+        capsets = self._3d.capsets(window=maps) if self._3d is not None else 0
+        return _CONFIG.pack(self._events, 0, self._scanouts, capsets)
 
     def set_config(self, offset: int, data: bytes) -> None:
         """The driver has seen events; front-ends that write all of it are understood, too."""
@@ -175,6 +179,8 @@ class Gpu(Screen, Device):
         source = _Queue(self, ptr, worker)
         if self._window is not None:
             self._window.queue_starts()
+            if queue.index != _CURSOR and self._3d is not None and self._3d.vulkan and not self._window.can_map:
+                _LOG.warning("no Vulkan for this guest: its front-end maps no memory of ours (SHMEM)")
         self._queues.add(source)
         if self._3d is not None and queue.index != _CURSOR:
             worker.add(self._3d.source)

@@ -78,10 +78,14 @@ class ThreeD:
             raise RendererError("this renderer is another display's")
         self._take(renderer.started)
 
+    def capsets(self, *, window: bool) -> int:
+        """How many kinds of 3D it offers to a guest that maps its memory, or does not."""
+        return int(lib.gpu_3d_capsets(self._ptr, window))
+
     @property
-    def capsets(self) -> int:
-        """How many kinds of 3D it offers."""
-        return int(lib.gpu_3d_capsets(self._ptr))
+    def vulkan(self) -> bool:
+        """It offers Vulkan, to guests that map its memory."""
+        return self.capsets(window=True) != self.capsets(window=False)
 
     @property
     def blobs(self) -> bool:

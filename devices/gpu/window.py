@@ -66,11 +66,15 @@ class Window:
         """Bytes that are mapped now."""
         return sum(self._mapped.values())
 
+    @property
+    def can_map(self) -> bool:
+        """The front-end maps, as far as it has said."""
+        link = self._link()
+        return link is not None and not _NEEDED & ~link.protocol_features
+
     def queue_starts(self) -> None:
         """Look whether the front-end can map."""
-        link = self._link()
-        can = link is not None and not _NEEDED & ~link.protocol_features
-        self._open = self.size if can else 0
+        self._open = self.size if self.can_map else 0
         self._tell()
 
     def _tell(self) -> None:

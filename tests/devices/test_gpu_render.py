@@ -413,6 +413,45 @@ async def test_memory_that_comes_and_goes() -> None:
         assert guest.pixels(5, SIZE) == GRADIENT
 
 
+async def test_fences_of_rings() -> None:
+    """Those of one ring come in order; they wait for no other ring, and nothing waits for them."""
+    async with open_renderer("null") as renderer, display(Gpu(renderer=renderer), features=0x17) as guest:
+        for context in (1, 2, 3):
+            await guest.do(Cmd.CTX_CREATE, struct.pack("<II64s", 1, context != 3, b"x"), context=context)
+        over: list[tuple[int, int]] = []
+        await guest.submit(1, [HOLD])
+
+        async def fenced(context: int, ring: int) -> None:
+            head = struct.pack("<IIQIB3x", Cmd.SUBMIT_3D, 3, 10 * context + ring, context, ring)
+            _, (back, *_) = await guest.fe.queues[0].request([head + struct.pack("<III", 4, 0, HOLD)], [24])
+            assert struct.unpack("<IIQIB3x", back) == (Resp.OK_NODATA, 3, 10 * context + ring, context, ring)
+            over.append((context, ring))
+
+        async with trio.open_nursery() as nursery:
+            for context, ring in ((1, 1), (1, 2), (1, 255), (2, 1), (2, 3)):
+                nursery.start_soon(fenced, context, ring)
+            await trio.testing.wait_all_tasks_blocked()
+            # a fence of 2D, while they are under way
+            assert (await guest.command(Cmd.GET_DISPLAY_INFO, fence=5)).fence == 5
+            assert not over
+            await guest.submit(1, [6, 2])
+            await guest.submit(1, [6, 255])
+            await trio.testing.wait_all_tasks_blocked()
+            assert over == [(1, 2), (1, 255)]
+            # with their context they end
+            await guest.do(Cmd.CTX_DESTROY, context=2)
+            await trio.testing.wait_all_tasks_blocked()
+            assert sorted(over[2:]) == [(2, 1), (2, 3)]
+            await guest.submit(1, [6, 1])
+        assert over[-1] == (1, 1)
+        # contexts without rings: one line of time
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(fenced, 3, 1)
+            await trio.testing.wait_all_tasks_blocked()
+            await guest.submit(1, [RELEASE])
+        assert over[-1] == (3, 1)
+
+
 async def test_renderers_are_sealed() -> None:
     async with open_renderer("null"):
         status = dict(
@@ -435,7 +474,6 @@ async def test_what_users_do_wrong() -> None:
         async with open_renderer("null", node="/dev/null"):
             pass
     for words, said in (
-        (["--venus"], "vhost: venus: there is no Vulkan for guests yet; --virgl gives them OpenGL"),
         (["--render-node", "/dev/null"], "vhost: render-node is the GPU that draws 3D; give --virgl with it"),
     ):
         command = [

@@ -37,7 +37,7 @@ struct gpu_pending {
 uint32_t gpu_3d_create_blob(struct gpu *gpu, struct gpu_cmd *cmd)
 {
 	const struct virtio_gpu_resource_create_blob *in = &cmd->in.create_blob;
-	const struct wire_blob what = {in->resource_id, in->hdr.ctx_id, in->blob_id, in->size};
+	const struct wire_blob what = {in->resource_id, in->hdr.ctx_id, in->blob_id, in->size, in->blob_flags, 0};
 	uint32_t reply = gpu_3d_gate(gpu, 1, sizeof(what));
 	struct gpu_resource *res;
 	struct gpu_slot *slot;

@@ -54,6 +54,12 @@ static bool offered(const struct gpu *gpu)
 	return gpu->remote && gpu->features >> VIRTIO_GPU_F_VIRGL & 1;
 }
 
+/* Those that it can use. */
+static uint32_t nr_capsets(const struct gpu *gpu)
+{
+	return (uint32_t)gpu_3d_capsets(gpu, gpu->window.bytes != 0);
+}
+
 uint32_t gpu_get_capset_info(struct gpu *gpu, struct gpu_cmd *cmd)
 {
 	uint32_t i = cmd->in.get_capset_info.capset_index;
@@ -61,7 +67,7 @@ uint32_t gpu_get_capset_info(struct gpu *gpu, struct gpu_cmd *cmd)
 
 	if (!offered(gpu))
 		return UNSPEC;
-	if (i >= gpu->remote->nr_capsets)
+	if (i >= nr_capsets(gpu))
 		return BAD_PARAMETER;
 	set = &gpu->remote->capsets[i];
 	cmd->out.capset_info.capset_id = set->id;
@@ -78,7 +84,7 @@ uint32_t gpu_get_capset(struct gpu *gpu, struct gpu_cmd *cmd)
 
 	if (!offered(gpu))
 		return UNSPEC;
-	for (uint32_t i = 0; i < gpu->remote->nr_capsets; i++) {
+	for (uint32_t i = 0; i < nr_capsets(gpu); i++) {
 		const struct gpu_capset *set = &gpu->remote->capsets[i];
 
 		if (set->id != in->capset_id || in->capset_version > set->version)
@@ -125,17 +131,13 @@ void gpu_context_forget(struct gpu_remote *rm, uint32_t id)
 /* What a context is for: any of what is offered, or the capset that it names. */
 static bool is_init(const struct gpu *gpu, uint32_t init)
 {
-	for (uint32_t i = 0; i < gpu->remote->nr_capsets; i++) {
+	for (uint32_t i = 0; i < nr_capsets(gpu); i++) {
 		if (gpu->remote->capsets[i].id == init)
 			return true;
 	}
 	return !init;
 }
 
-/*
- * Fences of a context's rings (VIRTIO_GPU_FLAG_INFO_RING_IDX) are no matter of their own: all fences are one line of time,
- * which is more order than rings ask for.
- */
 uint32_t gpu_context_create(struct gpu *gpu, struct gpu_cmd *cmd)
 {
 	const struct virtio_gpu_ctx_create *in = &cmd->in.context_create;
@@ -229,7 +231,7 @@ uint32_t gpu_context_attach(struct gpu *gpu, struct gpu_cmd *cmd)
 {
 	struct wire_context what = {.context = cmd->in.hdr.ctx_id, .resource = cmd->in.context_resource.resource_id};
 	struct gpu_resource *res = gpu_resource_find(gpu, what.resource);
-	bool adopts = res && !res->remote && !res->blob;
+	bool adopts = res && !res->remote && !res->blob && gpu->remote && gpu_remote_draws(gpu->remote);
 	uint64_t more = adopts ? sizeof(struct wire_resource) + sizeof(struct wire_transfer) + pages_bytes(res) : 0;
 	uint32_t reply = gpu_3d_gate(gpu, adopts ? 4 : 1, sizeof(what) + more);
 
@@ -243,6 +245,8 @@ uint32_t gpu_context_attach(struct gpu *gpu, struct gpu_cmd *cmd)
 		return NO_MEMORY;
 	if (adopts)
 		adopt(gpu, res);
+	if (!res->remote)
+		return OK;	/* Vulkan has no use for it */
 	return send(gpu, cmd, WIRE_CONTEXT_ATTACH, &what, sizeof(what));
 }
 
@@ -256,6 +260,8 @@ uint32_t gpu_context_detach(struct gpu *gpu, struct gpu_cmd *cmd)
 		return reply;
 	if (!gpu_context_known(gpu->remote, what.context))
 		return BAD_CONTEXT;
+	if (res && !res->remote && !gpu_remote_draws(gpu->remote))
+		return OK;
 	if (!res || !res->remote)
 		return BAD_RESOURCE;
 	return send(gpu, cmd, WIRE_CONTEXT_DETACH, &what, sizeof(what));
@@ -380,6 +386,7 @@ uint32_t gpu_submit(struct gpu *gpu, struct gpu_cmd *cmd)
 	const struct virtio_gpu_cmd_submit *in = &cmd->in.submit;
 	struct wire_use use = {.context = in->hdr.ctx_id};
 	uint32_t room = cmd->chain->out_bytes - (uint32_t)sizeof(*in), reply;
+	struct gpu_slot *slot;
 	uint8_t *to;
 
 	if (in->size > WIRE_DATA_MAX - sizeof(use))
@@ -391,8 +398,10 @@ uint32_t gpu_submit(struct gpu *gpu, struct gpu_cmd *cmd)
 		return BAD_CONTEXT;
 	if (in->size > room || in->size % 4)
 		return BAD_PARAMETER;
-	to = gpu_remote_begin(gpu->remote, WIRE_SUBMIT, (uint32_t)sizeof(use) + in->size,
-			      gpu_remote_slot(gpu->remote, cmd, GPU_AFTER_NOTHING));
+	slot = gpu_remote_slot(gpu->remote, cmd, GPU_AFTER_NOTHING);
+	slot->ring = slot->fenced && in->hdr.flags & VIRTIO_GPU_FLAG_INFO_RING_IDX;
+	gpu->remote->rings += slot->ring;
+	to = gpu_remote_begin(gpu->remote, WIRE_SUBMIT, (uint32_t)sizeof(use) + in->size, slot);
 	shm_copy_out(to, &use, sizeof(use));
 	ring_chain_read(cmd->chain, sizeof(*in), to + sizeof(use), in->size);
 	gpu_remote_send(gpu->remote);

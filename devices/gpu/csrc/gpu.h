@@ -143,7 +143,8 @@ int gpu_3d_memory(void);
 int gpu_3d_enable(struct gpu *gpu, uint32_t contexts);
 /* What the renderer sent first. 0, -EPROTO, -ENOMEM. */
 int gpu_3d_ready(struct gpu *gpu, const void *data, uint64_t bytes);
-int gpu_3d_capsets(const struct gpu *gpu);	/* how many there are */
+/* How many there are; Vulkan's takes a @window, through which the guest maps the renderer's memory. */
+int gpu_3d_capsets(const struct gpu *gpu, int window);
 /* Takes answers: a source for the worker of the queues; its kick is the eventfd of answers. */
 struct ring_source *gpu_3d_source(struct gpu *gpu);
 /* To UP, 0 or -errno. gpu_3d_region() comes next, for each. */

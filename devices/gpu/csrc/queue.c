@@ -45,7 +45,8 @@ uint32_t gpu_reply(struct gpu *gpu, struct ring_chain *chain, const struct virti
 /* Its fence has to wait for those that the renderer has. */
 static bool joins(const struct gpu *gpu, const struct gpu_cmd *cmd)
 {
-	return cmd->in.hdr.flags & VIRTIO_GPU_FLAG_FENCE && gpu->remote && gpu_remote_up(gpu->remote) && gpu->remote->fences;
+	return cmd->in.hdr.flags & VIRTIO_GPU_FLAG_FENCE && gpu->remote && gpu_remote_up(gpu->remote) &&
+	       gpu->remote->fences != gpu->remote->rings;
 }
 
 /* Do it. GPU_HELD and GPU_AGAIN as gpu_command(); all else: it was done, the reply is written. */

@@ -51,6 +51,16 @@ bool gpu_remote_room(const struct gpu_remote *rm, uint32_t messages, uint64_t by
 	return rm->free != NONE && used <= WIRE_COMMANDS && 2 * want <= WIRE_COMMANDS - used;
 }
 
+/* Of the answer to @slot: as soon as it is done, or where a line of time has come that far. */
+static uint16_t flags_of(const struct gpu_slot *slot)
+{
+	uint32_t flags = WIRE_FENCE | WIRE_RING;
+
+	if (!slot || !slot->fenced)
+		return 0;
+	return (uint16_t)(slot->ring ? flags | (uint32_t)slot->asked.ring_idx << WIRE_RING_SHIFT : WIRE_FENCE);
+}
+
 void *gpu_remote_begin(struct gpu_remote *rm, enum wire_op op, uint32_t bytes, struct gpu_slot *slot)
 {
 	uint32_t at = rm->head % WIRE_COMMANDS, len = message_bytes(bytes);
@@ -65,7 +75,7 @@ void *gpu_remote_begin(struct gpu_remote *rm, enum wire_op op, uint32_t bytes, s
 	c = (struct wire_command){
 		.bytes = len,
 		.op = (uint16_t)op,
-		.flags = slot && slot->fenced ? WIRE_FENCE : 0,
+		.flags = flags_of(slot),
 		.slot = slot ? (int32_t)(slot - rm->slots) : WIRE_NO_SLOT,
 		.data = bytes,
 	};
@@ -152,6 +162,7 @@ struct gpu_slot *gpu_remote_slot(struct gpu_remote *rm, const struct gpu_cmd *cm
 static void release(struct gpu_remote *rm, struct gpu_slot *slot)
 {
 	rm->fences -= slot->fenced;
+	rm->rings -= slot->ring;
 	rm->under_way--;
 	slot->used = false;
 	slot->next = rm->free;
@@ -394,9 +405,19 @@ int gpu_3d_blobs(const struct gpu *gpu)
 	return gpu->remote && gpu->remote->blobs;
 }
 
-int gpu_3d_capsets(const struct gpu *gpu)
+bool gpu_remote_draws(const struct gpu_remote *rm)
 {
-	return gpu->remote ? (int)gpu->remote->nr_capsets : 0;
+	return rm->capsets[0].id != WIRE_CAPSET_VENUS;
+}
+
+int gpu_3d_capsets(const struct gpu *gpu, int window)
+{
+	const struct gpu_remote *rm = gpu->remote;
+	uint32_t nr = rm ? rm->nr_capsets : 0;
+
+	if (nr && !window && rm->capsets[nr - 1].id == WIRE_CAPSET_VENUS)
+		nr--;		/* it is the last one */
+	return (int)nr;
 }
 
 struct ring_source *gpu_3d_source(struct gpu *gpu)
@@ -474,8 +495,11 @@ void gpu_3d_fail(struct gpu *gpu)
 void gpu_3d_progress(const struct gpu *gpu, uint64_t *done, uint32_t *under_way, uint32_t *draining)
 {
 	*done = __atomic_load_n(&gpu->remote->done, __ATOMIC_RELAXED);
-	*under_way = __atomic_load_n(&gpu->remote->under_way, __ATOMIC_RELAXED);
 	*draining = gpu->control && gpu->control->source.paused;
+	*under_way = __atomic_load_n(&gpu->remote->under_way, __ATOMIC_RELAXED);
+	/* a ring may wait for what the guest does next, as long as that takes */
+	if (!*draining)
+		*under_way -= gpu->remote->rings;
 }
 
 int gpu_3d_region(struct gpu *gpu, int fd, uint64_t gpa, uint64_t len, uint64_t offset, int read_only)

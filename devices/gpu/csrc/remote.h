@@ -37,6 +37,7 @@ struct gpu_slot {
 	uint16_t next;			/* free one */
 	uint8_t after;
 	bool used, fenced;
+	bool ring;			/* its fence is of a context's ring */
 };
 
 struct gpu_remote {
@@ -48,6 +49,7 @@ struct gpu_remote {
 	int commands, socket, exports;	/* not owned */
 	uint32_t head, answered;
 	uint32_t fences;		/* under way */
+	uint32_t rings;			/* of them those of contexts' rings */
 	uint32_t under_way;
 	uint16_t free;			/* first of the free slots */
 	struct gpu_slot slots[WIRE_SLOTS];
@@ -80,6 +82,8 @@ struct gpu_slot *gpu_remote_slot(struct gpu_remote *rm, const struct gpu_cmd *cm
 bool gpu_remote_pass(struct gpu_remote *rm, int fd);
 /* What the renderer passed before it answered: false: nothing, or not what was asked. */
 bool gpu_remote_take(struct gpu_remote *rm, uint32_t resource, struct gpu_exported *to);
+/* It has OpenGL. */
+bool gpu_remote_draws(const struct gpu_remote *rm);
 /* Everything under way is answered with an error. */
 void gpu_remote_fail(struct gpu_remote *rm);
 void gpu_remote_reset(struct gpu_remote *rm);

@@ -19,8 +19,12 @@ class _FFI(FFI):
 class _Lib:
     def render_about(self) -> CData:
         """char *(*)()"""
+    def render_fork_apart(self) -> int:
+        """int(*)()"""
     def render_run(self, _0: CData, _1: CData | bytes | None, _2: int, /) -> int:
         """int(*)(struct render_options *, char *, uint32_t)"""
+    def render_vulkan(self) -> int:
+        """uint32_t(*)()"""
 
 ffi: _FFI
 lib: _Lib

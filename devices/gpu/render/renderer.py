@@ -9,17 +9,18 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import trio
 
 from devices.gpu._gpu import lib
+from devices.gpu.render.server import find_server
 from vhost.errors import VhostError
 from vhost.fds import OwnedFd
 
 __all__ = ["Kind", "Renderer", "RendererError", "Started", "open_renderer"]
 
-Kind = Literal["virgl", "null"]
+Kind = Literal["virgl", "venus", "virgl+venus", "null"]
 
 #: Linux's number of graphics devices
 _DRM: Final = 226
@@ -33,6 +34,13 @@ _MISSING: Final = (
     "3D is not built; install libvirglrenderer (Debian: libvirglrenderer-dev) and build again, "
     "libegl-mesa0 and libgl1-mesa-dri beside it"
 )
+
+
+_NO_VENUS: Final = (
+    "the libvirglrenderer that is installed has no Venus (Vulkan); Debian's has it from 1.1.0 on (Debian 13): "
+    "install libvirglrenderer1, virgl-server and mesa-vulkan-drivers of that release"
+)
+_NO_SERVER: Final = "there is no virgl_render_server, which does Vulkan; install it (Debian: virgl-server)"
 
 
 class RendererError(VhostError):
@@ -169,22 +177,23 @@ async def open_renderer(
     """A renderer for one display, for the length of the block; the first one has started.
 
     Args:
-        kind: virgl: OpenGL by libvirglrenderer; null: draws nothing, for tests.
+        kind: virgl: OpenGL by libvirglrenderer; venus: Vulkan by it; virgl+venus: both; null: draws nothing, for tests.
         node: the GPU's render node (``/dev/dri/renderD128``); None: Mesa draws, with the CPU.
         confined: the process gives up what drawing does not need.
 
     Raises:
-        RendererError: it is not built, the node cannot be used, or OpenGL is not to be had.
+        RendererError: it is not built, the node cannot be used, OpenGL or Vulkan is not to be had.
     """
     try:
-        importlib.import_module(f"devices.gpu.render._{kind}")
+        module = importlib.import_module(f"devices.gpu.render.{_module(kind)}")
     except ImportError as exc:
         raise RendererError(f"{_MISSING} ({exc})") from exc
+    server = _vulkan(module) if "venus" in kind else ""
     gpu = None if node is None else _open_node(node)
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     try:
         with theirs:
-            process = _launch(kind, theirs, gpu, confined)
+            process = _launch(kind, theirs, gpu, server, confined)
     finally:
         if gpu is not None:
             gpu.close()
@@ -200,6 +209,20 @@ async def open_renderer(
             await _wait(process, over)
 
 
+def _module(kind: Kind) -> str:
+    return "_null" if kind == "null" else "_virgl"
+
+
+def _vulkan(module: Any) -> str:
+    """The program that does it."""
+    if not module.lib.render_vulkan():
+        raise RendererError(_NO_VENUS)
+    server = find_server()
+    if server is None:
+        raise RendererError(_NO_SERVER)
+    return server
+
+
 def _open_node(path: str) -> OwnedFd:
     try:
         fd = OwnedFd(os.open(path, os.O_RDWR | os.O_CLOEXEC))
@@ -211,14 +234,21 @@ def _open_node(path: str) -> OwnedFd:
     return fd
 
 
-def _launch(kind: Kind, control: socket.socket, gpu: OwnedFd | None, confined: bool) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-P", "-m", "devices.gpu.render", kind, str(control.fileno())]
+def _launch(
+    kind: Kind, control: socket.socket, gpu: OwnedFd | None, server: str, confined: bool
+) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-P", "-m", "devices.gpu.render", _module(kind), str(control.fileno())]
     env = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     env |= {"MESA_SHADER_CACHE_DISABLE": "true"}
     if gpu is not None:
         command += ["--node", str(gpu.fileno())]
     else:
         env |= {"EGL_PLATFORM": "surfaceless", "LIBGL_ALWAYS_SOFTWARE": "1"}
+        env.setdefault("VK_LOADER_DRIVERS_SELECT", "*lvp*")
+    if "virgl" in kind:
+        command.append("--opengl")
+    if server:
+        command += ["--server", server]
     if not confined:
         command.append("--unconfined")
     fds = [control.fileno(), *([gpu.fileno()] if gpu is not None else [])]

@@ -52,7 +52,7 @@ static struct render_resource *resource_of(const struct render *r, uint32_t id)
 	return res;
 }
 
-static struct render_context *context_of(const struct render *r, uint32_t id)
+struct render_context *render_context_of(const struct render *r, uint32_t id)
 {
 	struct render_context *ctx = r->contexts[render_bucket(id)];
 
@@ -128,7 +128,7 @@ static uint32_t context_create(struct render *r, const void *data, uint32_t byte
 	uint32_t reply;
 
 	(void)bytes;
-	if (!what->context || context_of(r, what->context) || what->name_bytes > sizeof(what->name))
+	if (!what->context || render_context_of(r, what->context) || what->name_bytes > sizeof(what->name))
 		return BAD_CONTEXT;
 	ctx = calloc(1, sizeof(*ctx));
 	if (!ctx)
@@ -139,6 +139,7 @@ static uint32_t context_create(struct render *r, const void *data, uint32_t byte
 		return reply;
 	}
 	ctx->id = what->context;
+	ctx->init = what->init;
 	ctx->next = *bucket;
 	*bucket = ctx;
 	return OK;
@@ -158,6 +159,7 @@ static uint32_t context_destroy(struct render *r, const void *data, uint32_t byt
 	*at = ctx->next;
 	free(ctx);
 	render_draw.context_destroy(what->context);
+	render_rings_gone(what->context);
 	return OK;
 }
 
@@ -166,7 +168,7 @@ static uint32_t attach(struct render *r, const void *data, bool on)
 	const struct wire_context *what = data;
 	const struct render_resource *res = resource_of(r, what->resource);
 
-	if (!context_of(r, what->context))
+	if (!render_context_of(r, what->context))
 		return BAD_CONTEXT;
 	if (!res)
 		return BAD_RESOURCE;
@@ -213,12 +215,13 @@ static uint32_t blob_create(struct render *r, const void *data, uint32_t bytes)
 {
 	const struct wire_blob *what = data;
 	struct render_resource **bucket = &r->resources[render_bucket(what->resource)], *res;
+	const struct render_context *ctx = render_context_of(r, what->context);
 	uint32_t reply;
 
 	(void)bytes;
 	if (!what->resource || resource_of(r, what->resource))
 		return BAD_RESOURCE;
-	if (!context_of(r, what->context))
+	if (!ctx)
 		return BAD_CONTEXT;
 	if (!render_draw.blob_create || !what->bytes)
 		return BAD_PARAMETER;
@@ -227,7 +230,7 @@ static uint32_t blob_create(struct render *r, const void *data, uint32_t bytes)
 		return NO_MEMORY;
 	res->what.id = what->resource;
 	res->blob_bytes = what->bytes;
-	reply = render_draw.blob_create(res, what);
+	reply = render_draw.blob_create(res, what, ctx);
 	if (reply != OK) {
 		free(res);
 		return reply;
@@ -302,7 +305,7 @@ static uint32_t transfer(struct render *r, const void *data, bool to_host)
 
 	if (!res)
 		return BAD_RESOURCE;
-	if (t->context && !context_of(r, t->context))
+	if (t->context && !render_context_of(r, t->context))
 		return BAD_CONTEXT;
 	if (!res->iov)
 		return UNSPEC;
@@ -325,7 +328,7 @@ static uint32_t submit(struct render *r, const void *data, uint32_t bytes)
 {
 	const struct wire_use *use = data;
 
-	if (!context_of(r, use->context))
+	if (!render_context_of(r, use->context))
 		return BAD_CONTEXT;
 	return render_draw.submit(use->context, (uint32_t *)(uintptr_t)(use + 1), (bytes - (uint32_t)sizeof(*use)) / 4);
 }

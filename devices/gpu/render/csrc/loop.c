@@ -31,6 +31,13 @@ static void tell(struct render *r, uint32_t slot, uint32_t type)
 		return;		/* a full counter wakes as well */
 }
 
+void render_tell(uint32_t slot, uint32_t type)
+{
+	pthread_mutex_lock(&answers);
+	tell(&render, slot, type);
+	pthread_mutex_unlock(&answers);
+}
+
 void render_fenced(uint32_t number)
 {
 	struct render *r = &render;
@@ -68,19 +75,35 @@ static uint32_t fence_made(struct render *r, uint32_t slot, uint32_t type)
 	return number;
 }
 
-static int answer(struct render *r, int32_t slot, uint32_t flags, uint32_t type)
+/* The context whose ring the fence of @c is of; NULL: it is not of one. */
+static const struct render_context *ringed(const struct render *r, const struct wire_command *c)
 {
-	uint32_t number;
+	const struct wire_use *use = (const void *)r->copy;
+	const struct render_context *ctx;
 
-	if (slot == WIRE_NO_SLOT)
+	if (!render_draw.ringed || !(c->flags & WIRE_RING) || c->op != WIRE_SUBMIT)
+		return NULL;
+	ctx = render_context_of(r, use->context);
+	return ctx && ctx->init == render_draw.ringed ? ctx : NULL;
+}
+
+static int answer(struct render *r, const struct wire_command *c, uint32_t type)
+{
+	const struct render_context *ctx;
+	uint32_t slot = (uint32_t)c->slot, number;
+
+	if (c->slot == WIRE_NO_SLOT)
 		return 0;
-	if (!(flags & WIRE_FENCE)) {
-		pthread_mutex_lock(&answers);
-		tell(r, (uint32_t)slot, type);
-		pthread_mutex_unlock(&answers);
+	if (!(c->flags & WIRE_FENCE)) {
+		render_tell(slot, type);
 		return 0;
 	}
-	number = fence_made(r, (uint32_t)slot, type);
+	ctx = ringed(r, c);
+	if (ctx) {
+		render_ring_begin(ctx->id, c->flags >> WIRE_RING_SHIFT, slot, type);
+		return 0;
+	}
+	number = fence_made(r, slot, type);
 	if (!number)
 		return -EPROTO;
 	render_draw.fence(number);
@@ -110,7 +133,7 @@ static int step(struct render *r)
 		type = render_command(r, c.op, r->copy, c.data);
 		if (!type)
 			return -EPROTO;
-		rc = answer(r, c.slot, c.flags, type);
+		rc = answer(r, &c, type);
 		if (rc < 0)
 			return rc;
 	}
@@ -202,6 +225,11 @@ int render_run(const struct render_options *options, char *words, uint32_t bytes
 	if (rc)
 		snprintf(words, bytes, "%s: %s", why, strerror(-rc));
 	return rc;
+}
+
+uint32_t render_vulkan(void)
+{
+	return render_draw.vulkan ? render_draw.vulkan() : 0;
 }
 
 const char *render_about(void)

@@ -8,6 +8,7 @@
  *	3			never come back
  *	4			hold fences, from here on
  *	5			release the oldest
+ *	6, ring			release those of a ring
  */
 #include <fcntl.h>
 #include <stdlib.h>
@@ -20,11 +21,12 @@ enum { OK = VIRTIO_GPU_RESP_OK_NODATA, BAD_PARAMETER = VIRTIO_GPU_RESP_ERR_INVAL
 
 enum { BLOB_MAX = 64 << 20 };
 
-enum null_command { FILL = 1, CRASH, HANG, HOLD, RELEASE };
+enum null_command { FILL = 1, CRASH, HANG, HOLD, RELEASE, RELEASE_RING };
 
 static struct render *owner;
 static uint32_t released;
 static bool held;
+static uint32_t ring_of[WIRE_SLOTS];	/* and one; 0: no fence of a ring */
 
 static uint64_t bytes_of(const struct render_resource *res)
 {
@@ -54,6 +56,26 @@ static void fence(uint32_t number)
 {
 	if (!held)
 		render_fenced(released = number);
+}
+
+static bool ring_fence(uint32_t context, uint32_t ring, uint32_t slot)
+{
+	(void)context;
+	if (held)
+		ring_of[slot] = ring + 1;
+	else
+		render_ring_fenced(slot);
+	return true;
+}
+
+static void release_ring(uint32_t ring)
+{
+	for (uint32_t slot = 0; slot < WIRE_SLOTS; slot++) {
+		if (ring_of[slot] != ring + 1)
+			continue;
+		ring_of[slot] = 0;
+		render_ring_fenced(slot);
+	}
 }
 
 static void look(void)
@@ -119,8 +141,9 @@ static void resource_unref(struct render_resource *res)
 }
 
 /* Number 0 is what no context has. */
-static uint32_t blob_create(struct render_resource *res, const struct wire_blob *what)
+static uint32_t blob_create(struct render_resource *res, const struct wire_blob *what, const struct render_context *of)
 {
+	(void)of;
 	return what->blob && what->bytes <= BLOB_MAX ? resource_create(res) : BAD_PARAMETER;
 }
 
@@ -250,6 +273,11 @@ static uint32_t submit(uint32_t context, uint32_t *words, uint32_t nr)
 	case RELEASE:
 		render_fenced(++released);
 		return OK;
+	case RELEASE_RING:
+		if (nr != 2)
+			return BAD_PARAMETER;
+		release_ring(words[1]);
+		return OK;
 	default:
 		return BAD_PARAMETER;
 	}
@@ -260,6 +288,8 @@ const struct render_draw render_draw = {
 	.init = init,
 	.look_fd = look_fd,
 	.fence = fence,
+	.ringed = VIRTIO_GPU_CAPSET_VIRGL,
+	.ring_fence = ring_fence,
 	.look = look,
 	.context_create = context_create,
 	.context_destroy = context_destroy,

@@ -46,6 +46,7 @@ struct render_resource {
 struct render_context {
 	struct render_context *next;
 	uint32_t id;
+	uint32_t init;		/* capset, 0: any */
 };
 
 struct render;
@@ -53,10 +54,16 @@ struct render;
 /* What draws: one for each kind of renderer, linked in. All but init return what the guest is told. */
 extern const struct render_draw {
 	const char *about;
+	/* NULL, or as render_vulkan(). */
+	uint32_t (*vulkan)(void);
 	/* @ready: fill in the capsets. 0 or -errno, and why. */
 	int (*init)(struct render *r, const struct render_options *options, struct wire_ready *ready, const char **words);
 	/* render_fenced() is called when all up to @number are over; by any thread. */
 	void (*fence)(uint32_t number);
+	/* Contexts of this capset have fences for each of their rings; 0: none have. */
+	uint32_t ringed;
+	/* render_ring_fenced() is called when the ring has come that far; false: it never will. */
+	bool (*ring_fence)(uint32_t context, uint32_t ring, uint32_t slot);
 	/* Readable when look() is to be called; -1: never. */
 	int (*look_fd)(void);
 	void (*look)(void);
@@ -65,7 +72,7 @@ extern const struct render_draw {
 	void (*attach)(uint32_t context, const struct render_resource *res, bool on);
 	uint32_t (*resource_create)(struct render_resource *res);
 	/* NULL: it has no such memory. */
-	uint32_t (*blob_create)(struct render_resource *res, const struct wire_blob *what);
+	uint32_t (*blob_create)(struct render_resource *res, const struct wire_blob *what, const struct render_context *of);
 	void (*resource_unref)(struct render_resource *res);
 	/* @res->iov has come, or is to go. */
 	uint32_t (*backing)(struct render_resource *res, bool on);
@@ -96,6 +103,16 @@ void render_fenced(uint32_t number);
 /* All before @number are over. */
 bool render_no_fences_before(uint32_t number);
 
+/* Answer. Any thread. */
+void render_tell(uint32_t slot, uint32_t type);
+
+/* rings.c: fences of contexts' rings. Until they are over they are known by their slots. */
+void render_ring_begin(uint32_t context, uint32_t ring, uint32_t slot, uint32_t type);
+/* That one is over. Any thread. */
+void render_ring_fenced(uint32_t slot);
+/* All of @context, which is gone. */
+void render_rings_gone(uint32_t context);
+
 /* guest.c */
 int render_region_add(struct render *r, const struct wire_region *what, int fd);
 void render_region_remove(struct render *r, uint64_t gpa);
@@ -104,6 +121,7 @@ bool render_resolve(const struct render *r, struct render_resource *res);
 
 /* commands.c: does one; what the guest is told, 0: the display does not keep to wire.h. */
 uint32_t render_command(struct render *r, uint32_t op, uint8_t *data, uint32_t bytes);
+struct render_context *render_context_of(const struct render *r, uint32_t id);
 /* One descriptor from the socket, or -errno. */
 int render_take_fd(struct render *r);
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 /*
- * virgl.c - a renderer by libvirglrenderer: OpenGL of the host, on a GPU or by Mesa's software renderer.
+ * virgl.c - a renderer by libvirglrenderer: OpenGL of the host, on a GPU or by Mesa's software renderer; Vulkan by venus.c.
  *
  * Fences are waited for by a thread of the library, which tells the display itself; what the CPU draws is over before that
  * thread would have been woken, as often as not: so OpenGL is asked first. What the library says of a guest's mistakes goes
@@ -11,9 +11,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <unistd.h>
-#include <virglrenderer.h>
 
-#include "devices/gpu/render/csrc/render_int.h"
+#include "devices/gpu/render/csrc/virgl_int.h"
 
 enum { OK = VIRTIO_GPU_RESP_OK_NODATA, UNSPEC = VIRTIO_GPU_RESP_ERR_UNSPEC, BAD_PARAMETER = VIRTIO_GPU_RESP_ERR_INVALID_PARAMETER };
 
@@ -75,32 +74,46 @@ static void find_gl(void)
 		gl.fence = NULL;
 }
 
+static void take_capset(struct wire_ready *ready, uint32_t id)
+{
+	uint32_t version = 0, bytes = 0, at = ready->nr_capsets;
+
+	virgl_renderer_get_cap_set(id, &version, &bytes);
+	if (!bytes || bytes > WIRE_CAPSET_BYTES)
+		return;
+	virgl_renderer_fill_caps(id, version, ready->capsets[at].data);
+	ready->capsets[at].id = id;
+	ready->capsets[at].version = version;
+	ready->capsets[at].bytes = bytes;
+	ready->nr_capsets++;
+}
+
 static int init(struct render *r, const struct render_options *options, struct wire_ready *ready, const char **words)
 {
 	static struct virgl_renderer_callbacks callbacks = {.version = 2, .write_fence = fenced, .get_drm_fd = drm_fd};
-	int flags = VIRGL_RENDERER_USE_EGL | VIRGL_RENDERER_THREAD_SYNC | FENCES_BY_THREAD;
+	bool vulkan = options->server >= 0;
+	int flags = VIRGL_RENDERER_THREAD_SYNC | FENCES_BY_THREAD;
 
 	node = options->node;
+	flags |= options->opengl ? VIRGL_RENDERER_USE_EGL : VIRGL_RENDERER_NO_VIRGL;
 	if (node < 0)
 		flags |= VIRGL_RENDERER_USE_SURFACELESS;
+	if (vulkan)
+		flags |= venus_begin(&callbacks, options->server);
 	virgl_set_debug_callback(say);
 	if (virgl_renderer_init(r, flags, &callbacks)) {
-		*words = "no OpenGL to be had by EGL; install libegl-mesa0 and libgl1-mesa-dri";
+		*words = options->opengl ? "no OpenGL to be had by EGL; install libegl-mesa0 and libgl1-mesa-dri" :
+					   "the library's render server does not answer";
 		return -ENODEV;
 	}
-	for (uint32_t id = VIRTIO_GPU_CAPSET_VIRGL; id <= VIRTIO_GPU_CAPSET_VIRGL2; id++) {
-		uint32_t version = 0, bytes = 0, at = ready->nr_capsets;
-
-		virgl_renderer_get_cap_set(id, &version, &bytes);
-		if (!bytes || bytes > WIRE_CAPSET_BYTES)
-			continue;
-		virgl_renderer_fill_caps(id, version, ready->capsets[at].data);
-		ready->capsets[at].id = id;
-		ready->capsets[at].version = version;
-		ready->capsets[at].bytes = bytes;
-		ready->nr_capsets++;
+	if (options->opengl) {
+		take_capset(ready, VIRTIO_GPU_CAPSET_VIRGL);
+		take_capset(ready, VIRTIO_GPU_CAPSET_VIRGL2);
 	}
-	if (node < 0)
+	if (vulkan)
+		take_capset(ready, WIRE_CAPSET_VENUS);
+	ready->blobs = vulkan;
+	if (options->opengl && node < 0)
 		find_gl();
 	started = true;
 	return 0;
@@ -233,6 +246,8 @@ static int export(struct render_resource *res, struct wire_exported *out)
 #endif
 	int fd = -1, stride = 0, offset = 0;
 
+	if (res->blob_bytes)
+		return venus_export(res, out);
 	if (!found || virgl_renderer_get_fd_for_texture2(info->tex_id, &fd, &stride, &offset))
 		return -1;
 	out->fourcc = (uint32_t)info->drm_fourcc;
@@ -248,15 +263,19 @@ static int export(struct render_resource *res, struct wire_exported *out)
 }
 
 const struct render_draw render_draw = {
-	.about = "virgl, by libvirglrenderer",
+	.about = "virgl and venus, by libvirglrenderer",
+	.vulkan = venus_bytes,
 	.init = init,
 	.look_fd = look_fd,
 	.fence = fence,
+	.ringed = WIRE_CAPSET_VENUS,
+	.ring_fence = venus_fence,
 	.look = look,
 	.context_create = context_create,
 	.context_destroy = context_destroy,
 	.attach = attach,
 	.resource_create = resource_create,
+	.blob_create = venus_blob,
 	.resource_unref = resource_unref,
 	.backing = backing,
 	.transfer = transfer,

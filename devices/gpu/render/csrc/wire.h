@@ -5,7 +5,7 @@
  * The memory is a memfd that can neither shrink nor grow. The display writes commands, one after the other, each in one
  * piece; a command that does not fit before the end is preceded by WIRE_PAD. The renderer does them in their order and
  * answers each that has a slot: at once, or, with WIRE_FENCE, when the GPU has come that far; answers of fences are in
- * their order. Descriptors (of guest memory, of images) come by a socket beside, one with each command that needs one;
+ * their order, those of a context's ring (WIRE_RING) among themselves. Descriptors (of guest memory, of images) come by a socket beside, one with each command that needs one;
  * those that the display asks for go by another, each before its answer. Whoever sleeps says so, and is woken by an eventfd.
  *
  * Neither side trusts the other: each number is read once and checked.
@@ -51,7 +51,14 @@ enum wire_op {
 	WIRE_OPS,
 };
 
-enum { WIRE_FENCE = 1 };
+enum {
+	WIRE_FENCE = 1,
+	WIRE_RING = 2,		/* of a WIRE_SUBMIT's fence: of ring flags >> WIRE_RING_SHIFT, where its context has rings */
+	WIRE_RING_SHIFT = 8,
+};
+
+/* Vulkan, by the protocol of Mesa's Venus; older headers do not name it. */
+enum { WIRE_CAPSET_VENUS = 4 };
 
 struct wire_command {
 	uint32_t bytes;		/* all of it, a multiple of WIRE_ALIGN */
@@ -96,6 +103,7 @@ struct wire_blob {
 	uint32_t resource, context;
 	uint64_t blob;			/* what of the context's it is */
 	uint64_t bytes;
+	uint32_t flags, pad;		/* VIRTIO_GPU_BLOB_FLAG_* */
 };
 
 /* A resource as a descriptor. */
