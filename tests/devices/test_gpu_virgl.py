@@ -150,6 +150,19 @@ async def test_contexts_of_a_capset() -> None:
         assert guest.pixels(5, 4) == b"\x00\xff\x00\xff"
 
 
+async def test_words_of_a_guest_in_the_log(capfd: pytest.CaptureFixture[str]) -> None:
+    """A context's name is text on the library's own line, whatever is in it, and there are few such lines."""
+    async with rendered() as (_, guest):
+        for number in range(2, 40):
+            await guest.context(number, b"\x1b[2Jname\nvhost: error: all is lost\xff")
+            await guest.submit(number, clear(99, 1, 1, 1))
+    said = capfd.readouterr().err
+    assert "?[2Jname?vhost: error: all is lost?" in said
+    assert "\x1b" not in said
+    assert 1 <= len(said.splitlines()) <= 16
+    assert all(line.startswith("renderer: ") for line in said.splitlines())
+
+
 async def test_mistakes_cost_the_context_alone() -> None:
     async with rendered() as (_, guest):
         await guest.context(2)

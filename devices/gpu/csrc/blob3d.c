@@ -143,17 +143,18 @@ int gpu_errand_next(struct gpu *gpu, struct gpu_errand *out)
 	return 1;
 }
 
-/* Tell who waits, if anybody does. */
+/* Tell who waits, if anybody does: once, and nobody any more when the queue is gone. */
 static void answer(struct gpu *gpu, struct gpu_pending *p, uint32_t type)
 {
 	struct virtio_gpu_resp_map_info reply = {.map_info = p->map_info};
 	uint32_t len = type == VIRTIO_GPU_RESP_OK_MAP_INFO ? sizeof(reply) : sizeof(reply.hdr);
+	struct ring_chain *chain = p->chain;
 
-	if (!p->chain || !gpu->control)
-		return;
-	ring_vq_push(gpu->control->source.vq, p->chain, gpu_reply(gpu, p->chain, &p->asked, type, &reply, len));
-	ring_vq_flush(gpu->control->source.vq);
 	p->chain = NULL;
+	if (!chain || !gpu->control)
+		return;
+	ring_vq_push(gpu->control->source.vq, chain, gpu_reply(gpu, chain, &p->asked, type, &reply, len));
+	ring_vq_flush(gpu->control->source.vq);
 }
 
 void gpu_errand_done(struct gpu *gpu, int ok)

@@ -18,6 +18,7 @@ enum { OK = VIRTIO_GPU_RESP_OK_NODATA, UNSPEC = VIRTIO_GPU_RESP_ERR_UNSPEC, BAD_
 
 enum {
 	LINES = 16,			/* of the library's words */
+	LINE_BYTES = 512,
 	FENCES_BY_THREAD = 1 << 8,	/* VIRGL_RENDERER_ASYNC_FENCE_CB, which older headers hide */
 };
 
@@ -49,12 +50,27 @@ static int drm_fd(void *cookie)
 	return node < 0 ? -1 : dup(node);
 }
 
+/* A guest has named its contexts: what it writes is no more than text, on a line of ours. */
 static void say(const char *words, va_list args)
 {
-	static int said;
+	static _Atomic unsigned int said;
+	char line[LINE_BYTES];
+	int n;
 
-	if (started && said++ < LINES)
-		vfprintf(stderr, words, args);
+	if (!started || said >= LINES)
+		return;
+	said++;
+	n = vsnprintf(line, sizeof(line), words, args);
+	if (n >= (int)sizeof(line))
+		n = (int)sizeof(line) - 1;
+	while (n > 0 && line[n - 1] == '\n')
+		n--;
+	for (int i = 0; i < n; i++) {
+		if (line[i] < ' ' || line[i] > '~')
+			line[i] = '?';
+	}
+	if (n > 0)
+		fprintf(stderr, "renderer: %.*s\n", n, line);
 }
 
 /* The functions of the OpenGL that the library uses; without them its thread does. */
