@@ -9,6 +9,7 @@ from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
+from guard import Guard
 from guestlib import process
 
 
@@ -84,6 +85,7 @@ CALM = (
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    config.add_cleanup(Guard().close)
     config.addinivalue_line("markers", "calm: wants the machine for itself; set by CALM")
     config.addinivalue_line("markers", "leaks(reason): the test leaves a descriptor or process behind on purpose")
 

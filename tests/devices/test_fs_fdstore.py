@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import signal
 import socket
@@ -23,6 +24,8 @@ from fsrig import ROOT, errno_of, needs_root, until
 
 from devices.fs.fdstore import FdStore
 from vhost.testing import connect_to
+
+SYSTEMD = Path("/lib/systemd/systemd")
 
 #: asks the manager for what it keeps, and becomes the service
 _LAUNCHER = """
@@ -196,10 +199,15 @@ async def test_nobody_keeps_them(here: Path) -> None:
 
 
 class Systemd:
-    """A user's systemd, in a mount namespace of its own, with one service; systemctl is how one speaks to it."""
+    """A user's systemd, in a mount namespace of its own, with one service; systemctl is how one speaks to it.
+
+    One at a time on this machine: two would take the same control groups for theirs.
+    """
 
     def __init__(self, place: Path, command: list[str]) -> None:
         self.place = place
+        self.turn = SYSTEMD.open("rb")
+        fcntl.flock(self.turn, fcntl.LOCK_EX)
         (place / "run").mkdir(mode=0o700)
         (place / "units").mkdir()
         (place / "units/default.target").write_text("[Unit]\nWants=fs.service\n")
@@ -252,15 +260,16 @@ class Systemd:
         finally:
             self.process.kill()
             self.process.wait()
+            self.turn.close()
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root makes a mount namespace here")
-@pytest.mark.skipif(not Path("/lib/systemd/systemd").exists(), reason="systemd is in the Debian package of that name")
+@pytest.mark.skipif(not SYSTEMD.exists(), reason="systemd is in the Debian package of that name")
 async def test_systemd(here: Path) -> None:
     """The service manager that it is made for: restarted, killed, and nothing is left with it when nothing is open."""
     guest = Guest(here)
-    systemd = Systemd(here, guest.command)
     ctl = trio.to_thread.run_sync
+    systemd = await ctl(Systemd, here, guest.command)
     try:
         await ctl(systemd.wait, lambda: systemd.process.poll() is not None or systemd.show("MainPID") != 0)
         if systemd.process.poll() is not None:
