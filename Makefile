@@ -42,9 +42,9 @@ types: ## mypy --strict
 
 check: lint types ## lint and types
 
-asan: ## the suite's C tests and fast tests under ASan and UBSan
+asan: ## the C tests and fast tests under ASan and UBSan, half an hour; FILES="tests/…" for a part
 	@tools/setup test
-	@tools/sanitize
+	@tools/sanitize $(FILES)
 
 stress: ## minutes of driver and device threads on one ring, plain and under sanitizers
 	@tools/setup build

@@ -22,8 +22,7 @@ os.chdir(ROOT)  # sources are relative: setuptools refuses absolute paths
 
 CFLAGS = [
     "-std=gnu11",
-    *(() if "-O" in os.environ.get("CFLAGS", "") else ("-O2",)),  # who builds may say how
-    "-g",
+    *(flag for flag in ("-O2", "-g") if flag[:2] not in os.environ.get("CFLAGS", "")),  # who builds may say how
     "-fvisibility=hidden",
     "-Wall",
     "-Wextra",
