@@ -299,6 +299,29 @@ async def test_copy_between_files(tmp_path: Path, op: Opcode) -> None:
         assert await errno_of(copy(mount, (node, fh, 0), (other, 99, 0), 10, op)) == errno.EBADF
 
 
+@pytest.mark.parametrize(
+    "flags,options,silent",
+    [
+        (NO_WRITEBACK, {"posix_lock": False}, True),
+        (NO_WRITEBACK & ~InitFlag.POSIX_LOCKS, {}, True),
+        (NO_WRITEBACK, {}, False),  # a close lets go of the process's locks
+        (EVERY_FLAG, {"posix_lock": False, "writeback": True}, False),  # and writes what is cached
+    ],
+)
+async def test_close_without_flush(tmp_path: Path, flags: int, options: dict[str, Any], silent: bool) -> None:
+    """A guest is told to leave FLUSH out where nothing depends on it, and only there."""
+    noflush = 1 << 5
+    (tmp_path / "file").touch()
+    async with folder(tmp_path, flags=flags, **options) as mount:
+        node = (await mount.lookup(ROOT, "file")).nodeid
+        opened = await mount.ask(Opcode.OPEN, node, struct.pack("<II", os.O_RDWR, 0), room=16)
+        made = await mount.ask(Opcode.CREATE, ROOT, struct.pack("<IIII", os.O_RDWR, 0o644, 0, 0) + b"new\0", room=144)
+        for reply in (opened, made[128:]):
+            fh, answer = struct.unpack_from("<QI", reply)
+            assert bool(answer & noflush) == silent
+            await mount.flush(node, fh)  # who asks all the same is answered
+
+
 async def test_statfs_and_sync(tmp_path: Path) -> None:
     """What the folder's file system has, and that it can be written out."""
     async with folder(tmp_path) as mount:

@@ -152,9 +152,11 @@ static int answer_open(struct pass *fs, struct fs_req *req, struct pass_inode *p
 	struct fuse_open_out *open = (struct fuse_open_out *)(void *)(entry + 1);
 	const char *called = req->in.opcode != FUSE_TMPFILE ? req->name : NULL;
 	struct pass_inode *inode;
+	bool waits = false;
 	int err = pass_entry_of_fd(fs, parent, fd, called, entry, &inode);
 
 	if (err == 0) {
+		waits = pass_inode_mount(fs, inode)->waits;
 		err = pass_file_new(fs, inode, fd, flags, &open->fh);
 		if (err < 0)
 			pass_inode_forget(fs, inode, 1);
@@ -166,7 +168,7 @@ static int answer_open(struct pass *fs, struct fs_req *req, struct pass_inode *p
 	}
 	if (called != NULL && flags & O_CREAT)
 		pass_small_name(fs, parent, called, req->name_len);
-	*open = (struct fuse_open_out){.fh = open->fh, .open_flags = pass_open_answer(fs, flags)};
+	*open = (struct fuse_open_out){.fh = open->fh, .open_flags = pass_open_answer(fs, flags, waits)};
 	return (int)CREATE_OUT;
 }
 

@@ -115,11 +115,10 @@ struct cursor {
 };
 
 /* @len, no more than what is left, to private memory. */
-static void take(struct cursor *c, void *dst, uint32_t len)
+static __attribute__((noinline)) void take_pieces(struct cursor *c, void *dst, uint32_t len)
 {
 	uint8_t *to = dst;
 
-	c->left -= len;
 	while (len && c->nr) {
 		size_t n = c->iov->len - c->skip;
 
@@ -134,6 +133,23 @@ static void take(struct cursor *c, void *dst, uint32_t len)
 			c->nr--;
 			c->skip = 0;
 		}
+	}
+}
+
+/* Likewise: nearly always all of the rest of a piece, or of its beginning. */
+static inline void take(struct cursor *c, void *dst, uint32_t len)
+{
+	c->left -= len;
+	if (fs_unlikely(c->nr == 0 || c->iov->len - c->skip < len)) {
+		take_pieces(c, dst, len);
+		return;
+	}
+	shm_copy_in(dst, (const SHM uint8_t *)c->iov->base + c->skip, len);
+	c->skip += len;
+	if (c->skip == c->iov->len) {
+		c->iov++;
+		c->nr--;
+		c->skip = 0;
 	}
 }
 
@@ -460,10 +476,26 @@ int fs_decode(struct fs_req *req, struct ring_chain *chain)
 	return rc;
 }
 
+/* The out header and @copy bytes with it: in one piece, or, as Linux has it, the header in one of its own. */
+static inline void put_reply(const struct ring_chain *chain, const struct fs_req *req, uint32_t copy)
+{
+	const struct ring_iov *first = chain->iov + chain->nr_out;
+	uint32_t rest = copy - (uint32_t)sizeof(req->head);
+
+	if (fs_likely(first->len == sizeof(req->head) && (rest == 0 || (chain->nr_in > 1 && first[1].len >= rest)))) {
+		shm_copy_out(first->base, &req->head, sizeof(req->head));
+		if (rest)
+			shm_copy_out(first[1].base, req->out, rest);
+	} else if (first->len >= copy) {
+		shm_copy_out(first->base, &req->head, copy);
+	} else {
+		ring_chain_write(chain, 0, &req->head, copy);
+	}
+}
+
 uint32_t fs_reply(struct fs_req *req, int result)
 {
 	struct ring_chain *chain = req->chain;
-	const struct ring_iov *first = chain->iov + chain->nr_out;
 	uint32_t bytes = 0, copy;
 
 	if (fs_unlikely(req->nr_cut))
@@ -484,9 +516,6 @@ uint32_t fs_reply(struct fs_req *req, int result)
 		copy = req->head.len = sizeof(req->head);
 		req->head.error = -EIO;
 	}
-	if (fs_likely(first->len >= copy))
-		shm_copy_out(first->base, &req->head, copy);
-	else
-		ring_chain_write(chain, 0, &req->head, copy);
+	put_reply(chain, req, copy);
 	return req->head.len;
 }

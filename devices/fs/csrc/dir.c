@@ -14,6 +14,7 @@
 
 enum {
 	DIR_INLINE = 128 * 1024,	/* bytes of names and attributes that a worker gets together */
+	LINE = 64,		/* bytes */
 };
 
 /* What getdents64 gives. */
@@ -92,6 +93,17 @@ static void sink_put(struct sink *s, const uint8_t *from, uint32_t len)
 	}
 }
 
+/* What comes behind @skip bytes is about to be written: without that the next system call waits for its lines. */
+static inline void sink_expect(const struct sink *s, size_t skip, size_t len)
+{
+	size_t at = s->skip + skip, end = at + len;
+
+	if (s->done == s->room)
+		return;
+	for (; at < end && at < s->iov->len; at += LINE)
+		shm_prefetch_write((SHM uint8_t *)s->iov->base + at);
+}
+
 static bool is_dots(const char *name)
 {
 	return name[0] == '.' && (name[1] == '\0' || (name[1] == '.' && name[2] == '\0'));
@@ -122,8 +134,10 @@ static bool emit(struct pass *fs, struct pass_file *file, const struct entry *en
 		return true;		/* nobody could name it */
 	if (sink->room - sink->done < size + (plus ? sizeof(e.out) : 0))
 		return false;
-	if (plus)
+	if (plus) {
+		sink_expect(sink, sizeof(e.out) + size, sizeof(e.out) + size);
 		fill_plus(fs, file, entry->name, &e.out);
+	}
 	e.dirent.ino = entry->ino;
 	e.dirent.off = (uint64_t)entry->off;
 	e.dirent.namelen = len;

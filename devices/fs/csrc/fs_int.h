@@ -188,6 +188,9 @@ struct fs_queue {
 	bool held;			/* something holds all queues of the server */
 	bool told;			/* the driver wanted to be told of the last batch */
 	bool replays;			/* requests of an earlier run may be left */
+	uint8_t ended[FS_BATCH];	/* opcodes of what came with the batch, and is not published yet */
+	uint32_t nr_ended;
+	uint64_t came_ticks;		/* when the batch came; 0: there is none under way */
 	/* any thread: slots in use, and one while it polls */
 	_Alignas(64) _Atomic uint32_t busy;
 	struct fs_queue *next;		/* under the server's lock */

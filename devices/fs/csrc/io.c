@@ -38,13 +38,15 @@ int pass_open_flags(const struct pass *fs, uint32_t flags)
 	return host | O_CLOEXEC | O_NOCTTY;
 }
 
-uint32_t pass_open_answer(const struct pass *fs, int flags)
+uint32_t pass_open_answer(const struct pass *fs, int flags, bool waits)
 {
 	uint32_t answer = fs->opt.file_flags;
 
 	/* without the guest's cache nothing keeps its writers apart but the host, which does it better */
 	if ((flags & O_DIRECT) || (answer & FOPEN_DIRECT_IO))
 		answer |= FOPEN_PARALLEL_DIRECT_WRITES;
+	if (fs->server.minor >= 35 && !(fs->server.flags & (FUSE_POSIX_LOCKS | FUSE_WRITEBACK_CACHE)) && !waits)
+		answer |= FOPEN_NOFLUSH;	/* neither locks nor data wait for it, nor has the host something to say */
 	return answer;
 }
 
@@ -88,8 +90,9 @@ int pass_open(struct pass *fs, struct fs_req *req, struct pass_inode *inode, boo
 {
 	const struct fuse_open_in *in = FS_ARG(req, fuse_open_in);
 	struct fuse_open_out *out = FS_OUT(req, fuse_open_out);
-	struct pass_cred cred = { 0 };
+	struct pass_cred cred;	/* large, and hardly ever used */
 	int flags = pass_open_flags(fs, in->flags);
+	bool kill = (flags & O_TRUNC) && (in->open_flags & FUSE_OPEN_KILL_SUIDGID);
 	int fd, rc;
 
 	if (pass_no_open(fs, FUSE_NO_OPEN_SUPPORT))
@@ -102,13 +105,14 @@ int pass_open(struct pass *fs, struct fs_req *req, struct pass_inode *inode, boo
 		return S_ISDIR(pass_inode_type(inode)) ? -EISDIR : S_ISLNK(pass_inode_type(inode)) ? -ELOOP : -EACCES;
 	if ((flags & O_TRUNC) && !pool && is_big(fs, inode))
 		return FS_SLOW;
-	if ((flags & O_TRUNC) && (in->open_flags & FUSE_OPEN_KILL_SUIDGID)) {
+	if (kill) {
 		rc = pass_cred_no_fsetid(fs, &cred);
 		if (rc)
 			return rc;
 	}
 	fd = open_inode(fs, req, inode, &flags);
-	pass_cred_leave(fs, &cred);
+	if (kill)
+		pass_cred_leave(fs, &cred);
 	if (fd < 0)
 		return fd;
 	if (flags & O_TRUNC)
@@ -119,7 +123,7 @@ int pass_open(struct pass *fs, struct fs_req *req, struct pass_inode *inode, boo
 		close(fd);
 		return rc;
 	}
-	out->open_flags = pass_open_answer(fs, flags);
+	out->open_flags = pass_open_answer(fs, flags, pass_inode_mount(fs, inode)->waits);
 	return sizeof(*out);
 }
 
@@ -394,7 +398,7 @@ static int write_file(struct pass *fs, struct fs_req *req, struct pass_file *fil
 {
 	const struct fuse_write_in *in = FS_ARG(req, fuse_write_in);
 	struct fuse_write_out *out = FS_OUT(req, fuse_write_out);
-	struct pass_cred cred = { 0 };
+	struct pass_cred cred;	/* large, and hardly ever used */
 	struct xfer x = {
 		.iov = req->data,
 		.nr = req->nr_data,

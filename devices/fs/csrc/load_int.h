@@ -17,6 +17,8 @@ struct load_slot {
 	uint32_t step;		/* CREATE: which request of the operation */
 	uint32_t opcode;
 	uint64_t seen, sum;	/* LIST: entries since the beginning, and what their numbers add up to */
+	char own[FS_LOAD_NAME];	/* CREATE: name of its files */
+	uint32_t own_len;	/* with the NUL; 0: not made yet */
 };
 
 struct load_queue {

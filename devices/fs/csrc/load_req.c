@@ -20,6 +20,7 @@ enum {
 	ENTRY = offsetof(struct fuse_direntplus, dirent),
 	NR_BUFS = 4 + FS_LOAD_PIECES,
 	NO_FLUSH = 1 << 5,	/* FOPEN_NOFLUSH, not in all headers */
+	LINE = 64,
 	DIGITS = 6,		/* of a file's number in its name */
 	PID = 1,
 
@@ -125,13 +126,14 @@ static void put(const struct load_queue *q, uint16_t nr, size_t at, const void *
 }
 
 /* Name of a file that CREATE makes: the slot's own. */
-static uint32_t put_own_name(const struct fs_load *load, const struct load_queue *q, uint16_t nr, size_t at)
+static uint32_t put_own_name(const struct fs_load *load, struct load_queue *q, uint16_t nr, size_t at)
 {
-	char name[FS_LOAD_NAME];
-	int len = snprintf(name, sizeof(name), "c%u-%u-%u", load->cfg.number, q->number, nr);
+	struct load_slot *slot = &q->slot[nr];
 
-	put(q, nr, at, name, (size_t)len + 1);
-	return (uint32_t)len + 1;
+	if (slot->own_len == 0)
+		slot->own_len = 1 + (uint32_t)snprintf(slot->own, sizeof(slot->own), "c%u-%u-%u", load->cfg.number, q->number, nr);
+	put(q, nr, at, slot->own, slot->own_len);
+	return slot->own_len;
 }
 
 static void make_data(const struct fs_load *load, const struct load_queue *q, uint16_t nr, struct making *m, bool writes)
@@ -161,7 +163,7 @@ static void make_data(const struct fs_load *load, const struct load_queue *q, ui
 }
 
 /* The requests of FS_LOAD_CREATE. */
-static void make_step(const struct fs_load *load, const struct load_queue *q, uint16_t nr, struct making *m)
+static void make_step(const struct fs_load *load, struct load_queue *q, uint16_t nr, struct making *m)
 {
 	const struct load_slot *slot = &q->slot[nr];
 
@@ -364,6 +366,9 @@ static void walk_listing(struct fs_load *load, struct load_queue *q, uint16_t nr
 	uint64_t want = load->nr_files;
 	uint32_t at = 0;
 
+	/* as a guest's kernel, which reads all of it in one go, and does not wait for each line by itself */
+	for (uint32_t line = 0; line < len; line += LINE)
+		shm_prefetch(data + line);
 	while (len - at >= ENTRY + FUSE_NAME_OFFSET) {
 		const SHM uint8_t *entry = data + at;
 		uint32_t g_name = shm_load32(entry + ENTRY + offsetof(struct fuse_dirent, namelen));

@@ -10,6 +10,7 @@
 enum {
 	OP_CHANGES = 1,		/* refused where the file system is read-only */
 	OP_NO_INODE = 2,	/* has nodeids of its own */
+	OP_BY_FH = 4,		/* the fh says all */
 };
 
 static const struct {
@@ -30,15 +31,15 @@ static const struct {
 	[FUSE_LINK] = {pass_link, OP_CHANGES},
 	[FUSE_OPEN] = {pass_open, 0},
 	[FUSE_READ] = {pass_read, 0},
-	[FUSE_WRITE] = {pass_write, OP_CHANGES},
+	[FUSE_WRITE] = {pass_write, OP_CHANGES | OP_BY_FH},
 	[FUSE_STATFS] = {pass_statfs, 0},
-	[FUSE_RELEASE] = {pass_release, 0},
+	[FUSE_RELEASE] = {pass_release, OP_BY_FH},
 	[FUSE_FSYNC] = {pass_fsync, 0},
 	[FUSE_SETXATTR] = {pass_setxattr, OP_CHANGES},
 	[FUSE_GETXATTR] = {pass_getxattr, 0},
 	[FUSE_LISTXATTR] = {pass_listxattr, 0},
 	[FUSE_REMOVEXATTR] = {pass_removexattr, OP_CHANGES},
-	[FUSE_FLUSH] = {pass_flush, 0},
+	[FUSE_FLUSH] = {pass_flush, OP_BY_FH},
 	[FUSE_OPENDIR] = {pass_opendir, 0},
 	[FUSE_READDIR] = {pass_readdir, 0},
 	[FUSE_RELEASEDIR] = {pass_releasedir, 0},
@@ -64,6 +65,17 @@ static const struct {
 	[FUSE_COPY_FILE_RANGE_64] = {pass_copy_file_range, OP_CHANGES},
 };
 
+/* Does the guest not know the inode either? */
+static int bad_fh(struct pass *fs, const struct fs_req *req)
+{
+	struct pass_inode *inode = pass_inode_get(fs, req->in.nodeid);
+
+	if (inode == NULL)
+		return -ESTALE;
+	pass_inode_put(fs, inode);
+	return -EBADF;
+}
+
 static int handle(struct fs_server *server, struct fs_req *req, bool pool)
 {
 	struct pass *fs = pass_of(server);
@@ -73,10 +85,12 @@ static int handle(struct fs_server *server, struct fs_req *req, bool pool)
 
 	if (fs_unlikely(opcode >= sizeof(ops) / sizeof(ops[0]) || ops[opcode].op == NULL))
 		return -ENOSYS;
-	if (fs_unlikely(ops[opcode].is & OP_NO_INODE))
-		return ops[opcode].op(fs, req, NULL, pool);
 	if (fs_unlikely(fs->opt.read_only && ops[opcode].is & OP_CHANGES))
 		return -EROFS;
+	if (ops[opcode].is & (OP_NO_INODE | OP_BY_FH)) {
+		rc = ops[opcode].op(fs, req, NULL, pool);
+		return fs_unlikely(rc == -EBADF) ? bad_fh(fs, req) : rc;
+	}
 	inode = pass_inode_get(fs, req->in.nodeid);
 	if (fs_unlikely(inode == NULL))
 		return -ESTALE;

@@ -422,8 +422,8 @@ void pass_dir_free(struct pass_file *file);
 
 /* How a file is opened on the host for a guest that opens or creates it with @flags; no O_CREAT, O_EXCL. */
 int pass_open_flags(const struct pass *fs, uint32_t flags);
-/* fuse_open_out.open_flags of a file that was opened so. */
-uint32_t pass_open_answer(const struct pass *fs, int flags);
+/* fuse_open_out.open_flags of a file that was opened so; @waits: its mount is on the network. */
+uint32_t pass_open_answer(const struct pass *fs, int flags, bool waits);
 
 /* --- lock.c ---------------------------------------------------------------------------------------------------- */
 
@@ -486,7 +486,7 @@ int pass_xattr_set(struct pass *fs, int fd, const char *name, const void *value,
 
 /*
  * One function per opcode, as fs_server_ops.handle(). @inode: that of in.nodeid, held by the caller; its mount is not on the
- * network unless @pool. Changes of a read-only file system were refused already.
+ * network unless @pool. NULL: pass.c says so, the fh leads to it. Changes of a read-only file system were refused already.
  */
 typedef int pass_op(struct pass *fs, struct fs_req *req, struct pass_inode *inode, bool pool);
 

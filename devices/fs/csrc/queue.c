@@ -18,6 +18,8 @@ enum {
 	HOLD_LOOK_NS = 200000,	/* between looks whether all queues are quiet, and whether they are held still */
 	SHARE = 8,		/* requests answered between two looks whether the driver is to see them */
 	AGAIN_MAX_NS = 20000000,	/* longest pause of a request that waits */
+	AHEAD = 2,		/* requests whose pieces are asked for before they are looked at */
+	LINE = 64,		/* bytes */
 };
 
 static inline struct fs_queue *queue_of(struct ring_source *source)
@@ -37,15 +39,35 @@ static inline uint32_t bucket(uint64_t ticks)
 	return b < FS_LATENCY_BUCKETS ? b : FS_LATENCY_BUCKETS - 1;
 }
 
+static inline void took(struct fs_queue *q, uint32_t op, uint64_t start, uint64_t now)
+{
+	uint64_t ticks = now > start ? now - start : 0;	/* of another socket's counter */
+
+	ring_count(&q->stats.ticks[op], ticks);
+	ring_count(&q->stats.latency[op][bucket(ticks)], 1);
+}
+
+/* The driver is about to see what ended since the last time: the clock is read once for all of them. */
+static inline void publish(struct fs_queue *q)
+{
+	uint64_t now = measure_ticks();
+	uint32_t i;
+
+	for (i = 0; i < q->nr_ended; i++)
+		took(q, q->ended[i], q->came_ticks, now);
+	q->nr_ended = 0;
+	q->told = ring_vq_flush(q->source.vq);
+}
+
 static inline void account(struct fs_queue *q, const struct fs_req *req, int result)
 {
 	uint32_t op = req->shape ? req->in.opcode : 0;
-	uint64_t now = measure_ticks();
-	uint64_t ticks = now > req->start_ticks ? now - req->start_ticks : 0;	/* of another socket's counter */
 
 	ring_count(&q->stats.requests[op], 1);
-	ring_count(&q->stats.ticks[op], ticks);
-	ring_count(&q->stats.latency[op][bucket(ticks)], 1);
+	if (fs_likely(req->start_ticks == q->came_ticks))
+		q->ended[q->nr_ended++] = (uint8_t)op;
+	else
+		took(q, op, req->start_ticks, measure_ticks());
 	if (fs_unlikely(result < 0 && result != FS_NONE))
 		ring_count(&q->stats.errors[op], 1);
 	else if (result > 0)
@@ -296,14 +318,14 @@ static void ask_again(struct fs_queue *q, int error)
 	}
 }
 
-static void begin(struct fs_queue *q, struct ring_chain *chain, uint64_t ticks, bool replay)
+static void begin(struct fs_queue *q, struct ring_chain *chain, bool replay)
 {
 	struct fs_req *req = q->free;
 	int result;
 
 	q->free = req->next;
 	q->in_use++;
-	req->start_ticks = ticks;
+	req->start_ticks = q->came_ticks;
 	req->again_ns = 0;
 	req->replay = replay;
 	result = fs_decode(req, chain);
@@ -316,20 +338,29 @@ static void begin(struct fs_queue *q, struct ring_chain *chain, uint64_t ticks, 
 	settle(q, req, dispatch(q, req));
 }
 
-/* Arguments behind the header, room for the answer before its data: the queue has asked for the first and last pieces. */
+/*
+ * Arguments behind the header, room for the answer's header and for a short answer: the queue has asked for the first and last
+ * pieces. What is written without being owned is waited for by the next system call's first locked instruction.
+ */
 static inline void expect(const struct ring_chain *chain)
 {
+	const struct ring_iov *in = chain->iov + chain->nr_out;
+
 	if (chain->nr_out > 1)
 		shm_prefetch(chain->iov[1].base);
 	if (chain->nr_in)
-		shm_prefetch_write(chain->iov[chain->nr_out].base);
+		shm_prefetch_write(in->base);
+	if (chain->nr_in > 1 && in[1].len > LINE) {
+		shm_prefetch_write((SHM uint8_t *)in[1].base + LINE);
+		if (in[1].len <= FS_OUT_MAX)
+			shm_prefetch_write((SHM uint8_t *)in[1].base + in[1].len - 1);
+	}
 }
 
 static int take_batch(struct fs_queue *q, int budget)
 {
 	struct ring_chain *chains[FS_BATCH];
 	bool share = !q->told;
-	uint64_t ticks;
 	int i, n, replays = 0;
 
 	if (budget > FS_BATCH)
@@ -345,15 +376,18 @@ static int take_batch(struct fs_queue *q, int budget)
 	n = ring_vq_pop(q->source.vq, chains, budget);
 	if (n <= 0)
 		return n;
-	ticks = measure_ticks();
-	for (i = 0; i < n; i++)
+	q->came_ticks = measure_ticks();
+	for (i = 0; i < n && i < AHEAD; i++)
 		expect(chains[i]);
 	for (i = 0; i < n; i++) {
 		if (share && i % SHARE == 0 && i)
-			ring_vq_flush(q->source.vq);
-		begin(q, chains[i], ticks, i < replays);
+			publish(q);
+		if (i + AHEAD < n)
+			expect(chains[i + AHEAD]);
+		begin(q, chains[i], i < replays);
 	}
-	q->told = ring_vq_flush(q->source.vq);
+	publish(q);
+	q->came_ticks = 0;
 	return n;
 }
 
