@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from bench import fs_peers, fs_scale, gpu_suite, net_peers
+from bench import fs_peers, fs_scale, fs_suite, gpu_suite, net_peers
 from bench.cost import MANY
 from bench.peers import SPDK, STORAGE_DAEMON, ours_name
 from bench.rounds import Cell, spread
@@ -55,7 +55,9 @@ POLLING = (ours_name(polling=True), ours_name(packed=True, polling=True))
 DEFAULT = (ours_name(), ours_name(packed=True))
 NET = (net_peers.ours_name(), net_peers.ours_name(packed=True))
 NET_ASLEEP = (net_peers.ours_name(polling=False), net_peers.ours_name(packed=True, polling=False))
-FS = (fs_peers.ours_name(), fs_peers.ours_name(packed=True))
+FS = (
+    fs_peers.ours_name(), fs_peers.ours_name(packed=True), fs_peers.ours_name(more=fs_suite.LOCAL_LOCKS),
+)  # fmt: skip
 FS_ASLEEP = (fs_peers.ours_name(polling=False), fs_peers.ours_name(packed=True, polling=False))
 GPU = (gpu_suite.ours_name(), gpu_suite.ours_name(packed=True))
 NEAR_NATIVE = 0.85

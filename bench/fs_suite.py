@@ -18,6 +18,7 @@ from devices.fs.load import Workload
 
 DEPTHS = (1, 16)
 PAGE = 4096
+LOCAL_LOCKS = "own locks"
 #: operations and their blocks
 SECTIONS: dict[str, tuple[str, tuple[tuple[str, int], ...]]] = {
     "fs-meta": ("attributes and names", (("getattr", PAGE), ("lookup", PAGE))),
@@ -49,6 +50,8 @@ def label(workload: Workload) -> str:
 def _cell(plan: Plan, section: str, workload: Workload, share: Path) -> list[Cell]:
     together = not workload.poll
     mine = [ours(share, packed=packed, polling=not together) for packed in (False, True)]
+    if workload.op == "create":  # as virtiofsd: locks are the guest's own affair, so a close has nothing to say
+        mine.append(ours(share, polling=not together, options=("--no-posix-lock",), more=LOCAL_LOCKS))
     peers = [*mine, *virtiofsd(share)]
     those: list[Contender] = [*map(FsBackend, peers), Native(share)]
     base = peers[-1].name

@@ -17,11 +17,13 @@ from click.testing import CliRunner
 from bench import fs_memory
 from bench.fs_peers import NATIVE, C, ours_name
 from bench.fs_scale import MANY, ONE
+from bench.fs_suite import LOCAL_LOCKS
 from devices.fs.bench import command
 from devices.fs.load import OPERATIONS, Workload
 from vhost.bench import cell_of, load
 
 OURS = {ours_name(), ours_name(packed=True)}
+MORE = {"create": {ours_name(more=LOCAL_LOCKS)}}
 
 
 def bench(*args: str) -> str:
@@ -48,7 +50,9 @@ def test_sections(tmp_path: Path) -> None:
     for cell in cells:
         asleep = "sleeping" in cell["load"]
         assert {name for name in cell["results"] if name.startswith("vhost")} == (
-            {ours_name(polling=False), ours_name(packed=True, polling=False)} if asleep else OURS
+            {ours_name(polling=False), ours_name(packed=True, polling=False)}
+            if asleep
+            else OURS | MORE.get(cell["load"].split(",")[0], set())
         )
         assert NATIVE in cell["results"]
         for (run,) in cell["results"].values():

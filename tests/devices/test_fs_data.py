@@ -300,7 +300,7 @@ async def test_copy_between_files(tmp_path: Path, op: Opcode) -> None:
 
 
 @pytest.mark.parametrize(
-    "flags,options,silent",
+    ("flags", "options", "silent"),
     [
         (NO_WRITEBACK, {"posix_lock": False}, True),
         (NO_WRITEBACK & ~InitFlag.POSIX_LOCKS, {}, True),
