@@ -74,7 +74,9 @@ def _be_server(program: str, fd: int, need: Confinement | None, apart: tuple[int
                 _map_ids(*apart)
             syscalls = need.syscalls | (_SYSCALLS if apart is not None else _SYSCALLS - {"kill"})
             seal([Confinement(mode=need.mode, syscalls=syscalls, readable=need.readable, landlock=False)])
-        os.execv(program, [program, "--socket-fd", str(_SOCKET)])
+        # what is preloaded into us (a sanitizer) is not for a program that starts sealed
+        env = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
+        os.execve(program, [program, "--socket-fd", str(_SOCKET)], env)
     finally:
         os._exit(1)
 
