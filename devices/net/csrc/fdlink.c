@@ -10,6 +10,7 @@
 #include <sys/stat.h>
 #include <sys/uio.h>
 
+#include "devices/net/csrc/bytes.h"
 #include "devices/net/csrc/fdlink.h"
 #include "devices/net/csrc/net_int.h"
 
@@ -147,11 +148,6 @@ static void emit(void *arg, const struct net_frame *f)
 
 	ring_count(e->segments ? &e->q->stats.in_segments : &e->q->stats.in_checksums, 1);
 	write_frame(e->q, f);
-}
-
-static inline uint32_t get16(const uint8_t *p)
-{
-	return (uint32_t)p[0] << 8 | p[1];
 }
 
 /*

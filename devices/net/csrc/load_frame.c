@@ -2,6 +2,7 @@
 /*
  * load_frame.c - the frames of the load generator.
  */
+#include "devices/net/csrc/bytes.h"
 #include "devices/net/csrc/load_frame.h"
 
 #include "ring/csrc/measure.h"
@@ -20,12 +21,6 @@ enum {
 	PIECE = 512,
 };
 
-static void be16(uint8_t *at, uint32_t v)
-{
-	at[0] = (uint8_t)(v >> 8);
-	at[1] = (uint8_t)v;
-}
-
 static void le16(uint8_t *at, uint32_t v)
 {
 	at[0] = (uint8_t)v;
@@ -38,7 +33,7 @@ static uint32_t sum(const uint8_t *at, uint32_t len, uint32_t start)
 	uint32_t total = start;
 
 	for (uint32_t i = 0; i < len; i += 2)
-		total += (uint32_t)at[i] << 8 | at[i + 1];
+		total += get16(at + i);
 	while (total >> 16)
 		total = (total & 0xffff) + (total >> 16);
 	return total;
@@ -52,19 +47,19 @@ void frame_make(const struct net_load_config *cfg, SHM uint8_t *buf, const uint8
 	uint32_t used = NET_LOAD_HDR + ETH + IP + (cfg->gso_bytes ? TCP : UDP);
 
 	memcpy(eth, macs, 12);
-	be16(eth + 12, 0x0800);
+	put16(eth + 12, 0x0800);
 	ip[0] = 0x45;
-	be16(ip + 2, ip_len);
-	be16(ip + 6, 0x4000);	/* do not fragment */
+	put16(ip + 2, ip_len);
+	put16(ip + 6, 0x4000);	/* do not fragment */
 	ip[8] = 64;
 	ip[9] = (uint8_t)proto;
 	ip[12] = ip[16] = 10;
 	ip[14] = ip[18] = (uint8_t)flow;
 	ip[15] = 1;
 	ip[19] = 2;
-	be16(ip + 10, ~sum(ip, IP, 0));
-	be16(l4, 1024 + flow);
-	be16(l4 + 2, PORT);
+	put16(ip + 10, ~sum(ip, IP, 0));
+	put16(l4, 1024 + flow);
+	put16(l4 + 2, PORT);
 	if (cfg->gso_bytes) {
 		head[0] = NEEDS_CSUM;
 		head[1] = GSO_TCPV4;
@@ -74,11 +69,11 @@ void frame_make(const struct net_load_config *cfg, SHM uint8_t *buf, const uint8
 		le16(head + 8, 16);
 		l4[12] = TCP / 4 << 4;
 		l4[13] = 0x10;		/* ACK */
-		be16(l4 + 14, 0xffff);
+		put16(l4 + 14, 0xffff);
 		/* of the pseudo header, not inverted: what is to be finished (VIRTIO 1.3, 5.1.6.2) */
-		be16(l4 + 16, sum(ip + 12, 8, proto + ip_len - IP));
+		put16(l4 + 16, sum(ip + 12, 8, proto + ip_len - IP));
 	} else {
-		be16(l4 + 4, ip_len - IP);	/* no checksum, which UDP allows */
+		put16(l4 + 4, ip_len - IP);	/* no checksum, which UDP allows */
 	}
 	shm_copy_out(buf, head, used);
 }

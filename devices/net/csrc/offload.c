@@ -16,6 +16,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "devices/net/csrc/bytes.h"
 #include "devices/net/csrc/csum.h"
 #include "devices/net/csrc/net_int.h"
 
@@ -79,28 +80,6 @@ struct net_finish *net_finish_new(void)
 void net_finish_free(struct net_finish *fin)
 {
 	free(fin);
-}
-
-static inline uint16_t get16(const uint8_t *p)
-{
-	return (uint16_t)(p[0] << 8 | p[1]);
-}
-
-static inline void put16(uint8_t *p, uint32_t v)
-{
-	p[0] = (uint8_t)(v >> 8);
-	p[1] = (uint8_t)v;
-}
-
-static inline uint32_t get32(const uint8_t *p)
-{
-	return (uint32_t)get16(p) << 16 | get16(p + 2);
-}
-
-static inline void put32(uint8_t *p, uint32_t v)
-{
-	put16(p, v >> 16);
-	put16(p + 2, v);
 }
 
 /* A checksum or sum, in memory order. */
@@ -312,7 +291,7 @@ static bool find_place(const struct net_frame *f, struct place *pl)
 {
 	uint8_t type = f->hdr.gso_type & (uint8_t)~NET_GSO_ECN;
 	uint32_t at = 12;
-	uint16_t ether;
+	uint32_t ether;
 
 	*pl = (struct place){ 0 };
 	for (int tags = 0;; tags++) {
@@ -366,7 +345,7 @@ struct cut {
 static void patch_ip(uint8_t *head, const struct place *pl, const struct cut *cut, uint32_t len)
 {
 	uint8_t *ip = head + pl->l3;
-	uint16_t id;
+	uint32_t id;
 
 	if (pl->v6) {
 		put16(ip + 4, len - pl->l3 - 40);

@@ -4,6 +4,7 @@
  */
 #include <string.h>
 
+#include "devices/net/csrc/bytes.h"
 #include "devices/net/csrc/rss.h"
 
 /* --- Toeplitz --------------------------------------------------------------------------------------------------- */
@@ -107,16 +108,6 @@ enum {
 	EXTENSIONS = 8,		/* of an IPv6 packet that are looked at */
 };
 
-static uint32_t load16(const uint8_t *p)
-{
-	return (uint32_t)p[0] << 8 | p[1];
-}
-
-static uint32_t load32(const uint8_t *p)
-{
-	return load16(p) << 16 | load16(p + 2);
-}
-
 /* The place of the ports, if protocol @proto at @at of @head has some that are there; else 0. */
 static uint32_t ports_at(uint32_t proto, uint32_t at, uint32_t len)
 {
@@ -163,15 +154,15 @@ uint32_t net_rss_hash(const struct net_rss *rss, const uint8_t *head, uint32_t l
 
 	if (!types || len < NET_ETH)
 		return NET_REPORT_NONE;
-	type = load16(head + at);
+	type = get16(head + at);
 	for (tags = 0; tags < TAGS && (type == ETH_VLAN || type == ETH_QINQ) && at + 6 <= len; tags++) {
 		at += 4;
-		type = load16(head + at);
+		type = get16(head + at);
 	}
 	at += 2;
 	if (type == ETH_IPV4 && at + IPV4_BYTES <= len) {
 		proto = head[at + 9];
-		if (!(load16(head + at + 6) & 0x3fff))	/* not a fragment */
+		if (!(get16(head + at + 6) & 0x3fff))	/* not a fragment */
 			ports = ports_at(proto, at + (head[at] & 15u) * 4, len);
 		report = report_of(types, NET_REPORT_IPV4, proto, ports);
 		n = 2;
@@ -187,9 +178,9 @@ uint32_t net_rss_hash(const struct net_rss *rss, const uint8_t *head, uint32_t l
 	if (report == NET_REPORT_NONE)
 		return report;
 	for (i = 0; i < n; i++)
-		words[i] = load32(head + at + 4 * i);
+		words[i] = get32(head + at + 4 * i);
 	if (report != NET_REPORT_IPV4 && report != NET_REPORT_IPV6)
-		words[n++] = load32(head + ports);
+		words[n++] = get32(head + ports);
 	*hash = net_rss_toeplitz(rss, words, n);
 	return report;
 }

@@ -6,7 +6,7 @@
 #ifndef NET_SLIRP_PACKET_H
 #define NET_SLIRP_PACKET_H
 
-#include <stdint.h>
+#include "devices/net/csrc/bytes.h"
 
 enum {
 	ETH = 14,
@@ -19,17 +19,6 @@ enum {
 	PROTO_TCP = 6,
 	TCP = 20,
 };
-
-static inline uint32_t get16(const uint8_t *at)
-{
-	return (uint32_t)at[0] << 8 | at[1];
-}
-
-static inline void put16(uint8_t *at, uint32_t v)
-{
-	at[0] = (uint8_t)(v >> 8);
-	at[1] = (uint8_t)v;
-}
 
 static inline uint32_t fold(uint32_t sum)
 {
