@@ -18,7 +18,8 @@ from gpurig import Cmd, Guest, Rect, Resp, descendants, display, driver, plugged
 
 from devices.gpu import Gpu, Limits
 from devices.gpu import threed as keeper
-from devices.gpu.render import Renderer, RendererError, open_renderer
+from devices.gpu.render import Renderer, RendererError, _null, open_renderer
+from devices.gpu.render.renderer import vulkan_server
 from vhost.constants import ProtocolFeature
 
 VIRGL = 0x7  # and EDID, UUID
@@ -487,6 +488,8 @@ async def test_what_users_do_wrong() -> None:
         ]
         done = await trio.run_process(command, capture_stderr=True, check=False)
         assert (done.returncode, done.stderr.decode().strip()) == (1, said)
+    with pytest.raises(RendererError, match=r"built without Venus .*; install one"):
+        vulkan_server(_null)
     async with open_renderer("null") as renderer:
         Gpu(renderer=renderer)
         with pytest.raises(ValueError, match="limit of contexts is 0"):

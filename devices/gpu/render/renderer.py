@@ -37,8 +37,8 @@ _MISSING: Final = (
 
 
 _NO_VENUS: Final = (
-    "the libvirglrenderer that is installed has no Venus (Vulkan); Debian's has it from 1.1.0 on (Debian 13): "
-    "install libvirglrenderer1, virgl-server and mesa-vulkan-drivers of that release"
+    "the libvirglrenderer that is installed was built without Venus (Vulkan); install one that has it, 0.10.4 or newer "
+    "(Debian 12 and later: libvirglrenderer1, virgl-server and mesa-vulkan-drivers)"
 )
 _NO_SERVER: Final = "there is no virgl_render_server, which does Vulkan; install it (Debian: virgl-server)"
 
@@ -188,7 +188,7 @@ async def open_renderer(
         module = importlib.import_module(f"devices.gpu.render.{_module(kind)}")
     except ImportError as exc:
         raise RendererError(f"{_MISSING} ({exc})") from exc
-    server = _vulkan(module) if "venus" in kind else ""
+    server = vulkan_server(module) if "venus" in kind else ""
     gpu = None if node is None else _open_node(node)
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     try:
@@ -213,8 +213,8 @@ def _module(kind: Kind) -> str:
     return "_null" if kind == "null" else "_virgl"
 
 
-def _vulkan(module: Any) -> str:
-    """The program that does it."""
+def vulkan_server(module: Any) -> str:
+    """The program that does Vulkan for a renderer of `module`. Raises: RendererError: it cannot be."""
     if not module.lib.render_vulkan():
         raise RendererError(_NO_VENUS)
     server = find_server()
