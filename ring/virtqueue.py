@@ -122,6 +122,7 @@ class QueueStats:
     rearms: int
     misses: int
     resubmitted: int
+    held: int
 
 
 def inflight_bytes(queue_size: int, packed: bool) -> int:
@@ -299,6 +300,7 @@ class Virtqueue:
             out.rearms,
             out.misses,
             out.resubmitted,
+            out.held,
         )
 
     def set_call(self, fd: int) -> None:

@@ -60,6 +60,14 @@ SERVER_OPTIONS = (
         minimum=-1,
         maximum=2147483647,
     ),
+    Option(
+        "coalesce-us",
+        "int",
+        "most microseconds for which interrupts of a guest with many requests under way are held back; 0: none",
+        0,
+        minimum=0,
+        maximum=100_000,
+    ),
     Option("log-level", "choice", "least severe messages shown", "info", choices=("debug", "info", "warning", "error")),
     Option("log-style", "choice", "how log lines look", "text", choices=("text", "json")),
 )

@@ -29,12 +29,14 @@ class WorkerOptions:
         count: most threads, at least 1.
         cpus: CPUs to pin them to in turn; empty: the scheduler decides.
         poll_us: microseconds a worker polls before it sleeps; -1 adapts to the load, 0 never polls.
+        coalesce_us: most microseconds for which notifications are held back; see `ring.Worker`.
         uring_entries: size of each worker's io_uring.
     """
 
     count: int = 1
     cpus: Sequence[int] = ()
     poll_us: int = -1
+    coalesce_us: int = 0
     uring_entries: int = 256
 
 
@@ -158,7 +160,9 @@ class WorkerPool:
     def _make(self, number: int) -> Worker:
         options = self._options
         cpu = options.cpus[number % len(options.cpus)] if options.cpus else None
-        return Worker(poll_us=options.poll_us, cpu=cpu, uring_entries=options.uring_entries)
+        return Worker(
+            poll_us=options.poll_us, cpu=cpu, uring_entries=options.uring_entries, coalesce_us=options.coalesce_us
+        )
 
     def close(self) -> None:
         """Free the workers; their nursery has ended. One that a hung store still owes something stays."""

@@ -144,6 +144,7 @@ class Endpoint:
                         "in_flight": queue.vq.in_flight,
                         "requests": stats.pushed,
                         "notified": stats.notified,
+                        "held": stats.held,
                     }
                 )
         return {

@@ -82,6 +82,7 @@ struct ring_vq_stats {
 	uint64_t rearms;	/* times kicks were asked for again */
 	uint64_t misses;	/* IOTLB misses */
 	uint64_t resubmitted;	/* chains popped from the inflight record */
+	uint64_t held;		/* flushes whose notification was left to a later one */
 };
 
 /*

@@ -288,6 +288,61 @@ static bool split_wanted(struct ring_vq *vq, uint16_t from, uint16_t to)
 	return (uint16_t)(to - g_event - 1) < (uint16_t)(to - from);	/* vring_need_event() */
 }
 
+/*
+ * Calls held back (docs/decisions/0015-calls-held-back.md). A driver with many requests under way goes on making them
+ * while we serve those that are there, and a call for each interrupts it each time. With EVENT_IDX it says how far it has
+ * looked at used entries, hence how many it has not seen yet and how many requests it has under way. Entries are
+ * published at once; their call waits until all that the driver usually has under way (@depth, learned) is done,
+ * until something is not served on the spot, or until the time is up. The last is a miss: there was less. Misses in a
+ * row double the flushes that are left out. Returns whether the call waits.
+ */
+static bool split_hold(struct ring_vq *vq, uint16_t from, uint16_t to)
+{
+	uint16_t g_seen = shm_load16(vq->avail + VQ_AVAIL_RING + 2 * (size_t)vq->size);
+	uint16_t under_way = (uint16_t)(vq->last_avail - g_seen);
+	uint16_t unseen = (uint16_t)(to - g_seen);
+	uint64_t now_ns;
+
+	if (under_way > vq->size || unseen > under_way)
+		return false;
+	if (under_way > vq->depth)
+		vq->depth = under_way;
+	if (vq->in_flight || unseen >= vq->depth)
+		return false;
+	if (vq->hold_skip) {
+		vq->hold_skip--;
+		return false;
+	}
+	now_ns = ring_now_ns();
+	if (!vq->held_ns) {
+		vq->held_ns = now_ns;
+		vq->held_from = from;
+	}
+	return now_ns - vq->held_ns < vq->hold_ns;
+}
+
+/* The call that was held back. @missed: the time was up. Returns 1 if the driver was told. */
+int split_release(struct ring_vq *vq, bool missed)
+{
+	uint16_t g_seen;
+
+	vq->held_ns = 0;
+	if (vq->call_fd < 0 || !vq_running(vq)) {
+		vq->signal_valid = false;
+		return 0;
+	}
+	if (!missed) {
+		vq->hold_misses = 0;
+	} else {
+		g_seen = shm_load16(vq->avail + VQ_AVAIL_RING + 2 * (size_t)vq->size);
+		vq->depth = (uint16_t)(vq->used_idx - g_seen);
+		if (vq->hold_misses < VQ_HOLD_MISSES)
+			vq->hold_misses++;
+		vq->hold_skip = (uint16_t)(1u << vq->hold_misses);
+	}
+	return vq_notify(vq, split_wanted(vq, vq->held_from, vq->used_idx));
+}
+
 int split_flush(struct ring_vq *vq)
 {
 	uint16_t from = vq->used_idx, to, count;
@@ -308,6 +363,14 @@ int split_flush(struct ring_vq *vq)
 	if (vq->call_fd < 0) {	/* nobody to tell, so no word to read and no barrier */
 		vq->signal_valid = false;
 		return 0;
+	}
+	if (vq_unlikely(vq->hold_ns) && vq->event_idx) {
+		if (split_hold(vq, from, to)) {
+			ring_count(&vq->stats.held, 1);
+			return 0;
+		}
+		if (vq->held_ns)
+			return split_release(vq, false);
 	}
 	return vq_notify(vq, split_wanted(vq, from, to));
 }

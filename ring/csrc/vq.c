@@ -232,6 +232,10 @@ static void reset_run(struct ring_vq *vq)
 	vq->kicks = VQ_KICKS_UNKNOWN;
 	vq->hold = VQ_HOLD_NONE;
 	vq->signal_valid = false;
+	vq->held_ns = 0;
+	vq->depth = 0;
+	vq->hold_skip = 0;
+	vq->hold_misses = 0;
 	vq->staged_slots = 0;
 	vq->staged_chains = 0;
 	vq->taken = 0;

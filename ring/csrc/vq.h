@@ -82,6 +82,8 @@ enum {
 	VQ_KICKS_OFF = 1,
 	VQ_KICKS_ON = 2,
 
+	VQ_HOLD_MISSES = 8,	/* log2 of the most flushes without, after calls held back for nothing */
+
 	VQ_NO_BLOCK = 6000,	/* walk: pool exhausted; never leaves the core */
 };
 
@@ -159,6 +161,13 @@ struct ring_vq {
 	const SHM uint8_t *table;	/* the last one: for vq_guess() only */
 	struct vq_pool pool[VQ_POOLS];
 	int call_fd;
+	/* calls held back, split with EVENT_IDX only: see split.c */
+	uint32_t hold_ns;	/* at most so long; 0: not at all. Set by the worker */
+	uint16_t held_from;	/* first used entry whose call is held back */
+	uint16_t depth;		/* most requests that the driver had under way at a time, lately */
+	uint16_t hold_skip;	/* flushes until it is tried again */
+	uint8_t hold_misses;	/* in a row: held until the time was up */
+	uint64_t held_ns;	/* since when; 0: none is */
 
 	/* written by the owner, read by any thread */
 	_Alignas(64) struct ring_vq_stats stats;
@@ -181,6 +190,12 @@ struct ring_vq {
 	void *iov_arena;
 	void *inflight_arena;
 };
+
+/* A call is held back: whoever owns the queue polls it until it is released. */
+VQ_INLINE bool vq_holds(const struct ring_vq *vq)
+{
+	return vq->held_ns != 0;
+}
 
 /* Single writer, so no read-modify-write; readers on other threads see whole numbers. */
 VQ_INLINE bool vq_running(const struct ring_vq *vq)
@@ -272,6 +287,7 @@ int vq_notify(struct ring_vq *vq, bool wanted);
 /* split.c */
 int split_pop(struct ring_vq *vq, struct ring_chain **chains, int max);
 int split_flush(struct ring_vq *vq);
+int split_release(struct ring_vq *vq, bool missed);
 void split_kicks_off(struct ring_vq *vq);
 int split_kicks_on(struct ring_vq *vq);
 int split_ready(const struct ring_vq *vq);

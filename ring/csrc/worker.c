@@ -19,6 +19,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "ring/csrc/vq.h"
 #include "ring/csrc/worker_int.h"
 
 static const struct ring_worker_api api = {
@@ -39,6 +40,8 @@ struct ring_worker *ring_worker_new(const struct ring_worker_options *options)
 	memset(w, 0, sizeof(*w));
 	w->head.api = &api;
 	w->options = *options;
+	if (w->options.coalesce_us > WORKER_HOLD_MAX_US)
+		w->options.coalesce_us = WORKER_HOLD_MAX_US;
 	w->next_deadline_ns = UINT64_MAX;
 	w->epfd = epoll_create1(EPOLL_CLOEXEC);
 	w->wake_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
@@ -326,6 +329,8 @@ int ring_worker_add(struct ring_worker *w, struct ring_source *source)
 	source->active = false;
 	source->timed = false;
 	source->dirty = false;
+	if (source->vq && source->coalesce && w->options.poll_us != RING_POLL_NEVER)
+		source->vq->hold_ns = w->options.coalesce_us * 1000;
 	source->idle_since_ns = 0;
 	memset(source->gaps, 0, sizeof(source->gaps));
 	ring_source_wake(source);
@@ -346,6 +351,8 @@ int ring_worker_remove(struct ring_worker *w, struct ring_source *source)
 		}
 	}
 	source->dirty = false;
+	if (source->vq)
+		source->vq->hold_ns = 0;
 	forget_kick(w, source);
 	w->sources[source->slot] = NULL;
 	w->nr_sources--;

@@ -36,6 +36,7 @@ struct ring_worker_options {
 	int32_t cpu;		/* pin to this CPU; -1: leave */
 	uint32_t uring_entries;	/* submission queue, power of two; 0: no io_uring */
 	uint32_t max_poll_us;	/* adaptive: upper end of the window; 0: default (50) */
+	uint32_t coalesce_us;	/* calls are held back for so long at most, polling; 0, or without polling: not at all */
 };
 
 struct ring_worker_stats {
@@ -114,6 +115,7 @@ struct ring_source {
 	uint64_t deadline_ns;		/* poll again at this CLOCK_MONOTONIC time at the latest; 0: no need (throttle) */
 	int kick_fd;			/* -1 before ring_worker_add(): none yet */
 	int news_fd;			/* drained news, besides the queue's; -1: none */
+	bool coalesce;			/* calls may be held back: only its own callbacks complete its queue's chains */
 	/* worker's own, zeroed by the device */
 	bool dirty;			/* set by ring_source_completed() */
 	bool paused, active, dead, wake, drain_told;

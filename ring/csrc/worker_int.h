@@ -28,6 +28,7 @@ enum {
 	WORKER_IDLE_TURNS = 64,		/* turns that found nothing between two looks at the clock */
 	WORKER_TICK_NS = 1000000,	/* sources without a kick fd */
 	WORKER_EVENTS = 64,
+	WORKER_HOLD_MAX_US = 100000,	/* for which a call is held back at most */
 	WORKER_LATE_NS = 8000,		/* how late a nap is thought to end at first */
 
 	KICK_EVENTFD = 0,	/* never read: each write is an edge */

@@ -60,6 +60,23 @@ static void disarm(struct ring_source *s)
 		ring_vq_kicks_off(s->vq);
 }
 
+static inline void release(struct ring_source *s)
+{
+	if (s->vq && worker_unlikely(vq_holds(s->vq)))
+		split_release(s->vq, false);
+}
+
+/* A poll found nothing. Returns whether a call is held back still: the source is polled on. */
+static bool holds(const struct ring_worker *w, struct ring_source *s)
+{
+	if (!s->vq || !vq_holds(s->vq))
+		return false;
+	if (w->now_ns < s->vq->held_ns || w->now_ns - s->vq->held_ns < s->vq->hold_ns)
+		return true;
+	split_release(s->vq, true);
+	return false;
+}
+
 void worker_activate(struct ring_worker *w, struct ring_source *s)
 {
 	if (s->active)
@@ -80,6 +97,7 @@ void worker_deactivate(struct ring_worker *w, struct ring_source *s)
 		s->timed = false;
 		w->nr_timed--;
 	}
+	release(s);	/* who is not polled holds nothing back */
 	if (!s->active)
 		return;
 	s->active = false;
@@ -145,6 +163,8 @@ static int settle(struct ring_worker *w, struct ring_source *s)
 		worker_deactivate(w, s);
 		return 0;
 	}
+	if (worker_unlikely(holds(w, s)))
+		return 0;
 	if (w->options.poll_us == RING_POLL_ALWAYS && !s->deadline_ns)
 		return 0;
 	if (!s->idle_since_ns) {
@@ -228,6 +248,8 @@ static unsigned flush_dirty(struct ring_worker *w)
 		w->head.dirty = s->next_dirty;
 		s->dirty = false;
 		s->ops->flush(s);
+		if (!s->active)
+			release(s);
 		did++;
 		if (worker_unlikely(s->paused)) {
 			worker_tell_drained(s);
@@ -308,6 +330,7 @@ static void unpin_changed(struct ring_worker *w)
 static void attend(struct ring_worker *w)
 {
 	unsigned why = atomic_load(&w->attention);
+	uint32_t i;
 
 	if (why & WORKER_POST) {
 		/* the bit first: a task posted after the exchange sets it again */
@@ -316,6 +339,8 @@ static void attend(struct ring_worker *w)
 	}
 	if (why & WORKER_PARK) {
 		flush_dirty(w);
+		for (i = 0; i < w->nr_active; i++)
+			release(w->active[i]);	/* the world may be another one afterwards */
 		if (w->uring.live)
 			ring_count(&w->stats.submits, (uint64_t)ring_uring_submit(&w->uring));
 		worker_rest(w);

@@ -10,6 +10,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include "ring/csrc/vq.h"
 #include "tests/c/raw.h"
 
 static void test_zero_length(uint64_t features)
@@ -325,6 +326,87 @@ static void test_split_notify(void)
 	CHECK_EQ(shm_load16(r.area + r.lay.used + 4 + 8 * SIZE), 6);	/* avail_event */
 	ring_vq_kicks_off(r.vq);
 	CHECK_EQ(shm_load16(r.area + r.lay.used), 0);	/* flags stay 0 with EVENT_IDX */
+	rig_close(&r);
+	close(call);
+}
+
+/* @n requests, each served and flushed by itself; returns the calls. @first: the driver's, counts on. */
+static int serve(uint16_t *first, int n)
+{
+	struct ring_chain *c[1];
+	int i, calls = 0;
+
+	for (i = 0; i < n; i++) {
+		chain((uint16_t)(*first % SIZE), &(struct buf){ data(0), 8, WRITE }, 1);
+		++*first;
+		CHECK_EQ(pop1(c), 1);
+		ring_vq_push(r.vq, c[0], 0);
+		calls += ring_vq_flush(r.vq);
+		CHECK_EQ(used_count(), *first);	/* published at once, whatever becomes of the call */
+	}
+	return calls;
+}
+
+/* Calls that wait for more, split rings with EVENT_IDX. The driver has seen all before *@event. */
+static void test_hold(void)
+{
+	int call = eventfd(0, EFD_CLOEXEC), i;
+	struct ring_chain *c[2];
+	struct ring_vq_stats stats;
+	uint16_t *event, n = 0;
+
+	open_queue(SIZE, RIG_EVENT_IDX);
+	ring_vq_set_call(r.vq, call);
+	r.vq->hold_ns = UINT32_MAX;
+	event = (uint16_t *)(void *)(r.area + r.lay.avail + 4 + 2 * SIZE);
+	for (i = 0; i < 3; i++, shm_store16(event, n))
+		CHECK_EQ(serve(&n, 1), 1);	/* one at a time: never held */
+	CHECK(!vq_holds(r.vq));
+	CHECK_EQ(serve(&n, 4), 1);	/* told at the first, as ever: four at a time is new */
+	for (i = 0; i < 3; i++) {
+		shm_store16(event, n);
+		CHECK_EQ(serve(&n, 3), 0);
+		CHECK(vq_holds(r.vq));
+		CHECK_EQ(serve(&n, 1), 1);	/* all four */
+		CHECK(!vq_holds(r.vq));
+	}
+	/* the time is up: told, and that many are expected from now on, some flushes later */
+	shm_store16(event, n);
+	CHECK_EQ(serve(&n, 2), 0);
+	CHECK_EQ(split_release(r.vq, true), 1);
+	CHECK_EQ(r.vq->depth, 2);
+	for (i = 0; i < 2; i++) {
+		shm_store16(event, n);
+		CHECK_EQ(serve(&n, 1), 1);
+	}
+	shm_store16(event, n);
+	CHECK_EQ(serve(&n, 1), 0);
+	/* the driver has looked meanwhile: nothing is left to tell */
+	shm_store16(event, n);
+	CHECK_EQ(split_release(r.vq, false), 0);
+	/* something takes longer */
+	CHECK_EQ(serve(&n, 1), 0);
+	chain(0, &(struct buf){ data(0), 8, WRITE }, 1);
+	chain(1, &(struct buf){ data(0), 8, WRITE }, 1);
+	CHECK_EQ(ring_vq_pop(r.vq, c, 2), 2);
+	ring_vq_push(r.vq, c[0], 0);
+	CHECK_EQ(ring_vq_flush(r.vq), 1);
+	ring_vq_push(r.vq, c[1], 0);
+	ring_vq_flush(r.vq);
+	n = (uint16_t)(n + 2);
+	/* a driver that says it has seen what there is not yet: as without */
+	shm_store16(event, (uint16_t)(n + 100));
+	CHECK_EQ(serve(&n, 3), 0);
+	CHECK(!vq_holds(r.vq));
+	/* no listener, a broken queue: nobody to tell, nothing to read */
+	shm_store16(event, n);
+	CHECK_EQ(serve(&n, 1), 0);
+	CHECK(vq_holds(r.vq));
+	ring_vq_break(r.vq, RING_E_DEVICE, 0);
+	CHECK_EQ(split_release(r.vq, false), 0);
+	CHECK(!vq_holds(r.vq));
+	ring_vq_stats(r.vq, &stats);
+	CHECK(stats.held >= 12);
 	rig_close(&r);
 	close(call);
 }
@@ -706,6 +788,7 @@ int main(void)
 		}
 	}
 	test_split_notify();
+	test_hold();
 	test_packed_notify();
 	test_base();
 	test_call_fds();

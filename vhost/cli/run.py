@@ -73,7 +73,9 @@ def _workers(server: Mapping[str, Any]) -> WorkerOptions:
     cpus = parse_cpus(server["cpus"]) if server["cpus"] else ()
     if missing := sorted(set(cpus) - os.sched_getaffinity(0)):
         raise VhostError(f"cpus: no CPU {missing[0]} for this process; 'taskset -cp $$' shows what it may use")
-    return WorkerOptions(count=server["workers"], cpus=cpus, poll_us=server["poll_us"])
+    return WorkerOptions(
+        count=server["workers"], cpus=cpus, poll_us=server["poll_us"], coalesce_us=server["coalesce_us"]
+    )
 
 
 async def _serve(config: Config) -> None:

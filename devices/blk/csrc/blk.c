@@ -243,6 +243,7 @@ struct ring_source *blk_queue_new(struct blk *blk, struct ring_vq *vq, uint32_t 
 
 	if (!q)
 		return NULL;
+	q->source.coalesce = true;
 	q->blk = blk;
 	q->store = blk->store;
 	q->depth = q->store->kind == BLK_INLINE_NO ? depth : 1;	/* inline stores need no slots */

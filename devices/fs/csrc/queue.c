@@ -477,6 +477,7 @@ struct ring_source *fs_queue_new(struct fs_server *server, struct ring_vq *vq, u
 
 	if (!q)
 		return NULL;
+	q->source.coalesce = true;
 	q->server = server;
 	q->depth = depth;
 	q->hiprio = hiprio != 0;
