@@ -13,6 +13,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import gzip
+import itertools
 import json
 import os
 import statistics
@@ -55,9 +56,12 @@ from guestlib.fs import FS, mount  # noqa: E402
 from guestlib.process import Proc, listening, until  # noqa: E402
 from guestlib.trixie import virtiofsd  # noqa: E402
 
-OURS, ASLEEP = "vhost fs", "vhost fs, never polling"
+OURS, ASLEEP, HELD = "vhost fs", "vhost fs, never polling", "vhost fs, coalescing"
+MINE = (OURS, ASLEEP, HELD)
 #: of virtiofsd's rate, whichever is installed
 BAR = 1.3
+#: interrupts are held back for so long at most, where they are
+HOLD_US = "2000"
 MEMORY_MIB = 512
 MIB = 1 << 20
 FILE = 64 * MIB
@@ -135,9 +139,9 @@ def ours(share: Path, cache: str, name: str = OURS) -> Peer:
     program = str(Path(sys.executable).with_name("vhost"))
     command = [program, "fs", "--socket-path", "{socket}", "--tag", "{tag}", "--shared-dir", str(share)]
     command += ["--cache", cache, "--num-request-queues", "1", "--log-level", "warning"]
-    if name == ASLEEP:
-        command += ["--poll-us", "0"]
-    return Peer(name, "asleep" if name == ASLEEP else "ours", tuple(command))
+    more: dict[str, tuple[str, ...]] = {ASLEEP: ("asleep", "--poll-us", "0"), HELD: ("held", "--coalesce-us", HOLD_US)}
+    tag, *options = more.get(name, ("ours",))
+    return Peer(name, tag, (*command, *options))
 
 
 def rust(share: Path, cache: str) -> Peer:
@@ -154,8 +158,8 @@ def in_c(share: Path, cache: str) -> Peer:
     return Peer(C, "c", (*command, "-o", "sandbox=chroot", "--rlimit-nofile=0"))
 
 
-def peers_for(share: Path, cache: str, *, asleep: bool, say: Callable[[str], None]) -> list[Peer]:
-    found = [ours(share, cache)] + [ours(share, cache, ASLEEP)] * asleep
+def peers_for(share: Path, cache: str, more: Sequence[str], say: Callable[[str], None]) -> list[Peer]:
+    found = [ours(share, cache, name) for name in (OURS, *more)]
     for name, make in ((RUST, rust), (C, in_c)):
         try:
             found.append(make(share, cache))
@@ -187,7 +191,7 @@ def fill(share: Path, files: int) -> int:
         (folder / f"file-{number:06}").write_bytes(b"x" * (number % 4096))
         names += 1
     piece = os.urandom(MIB)
-    for tag in ("ours", "asleep", "rust", "c"):
+    for tag in ("ours", "asleep", "held", "rust", "c"):
         with (share / f"fio-{tag}").open("wb") as out:
             for _ in range(FILE // MIB):
                 out.write(piece)
@@ -206,11 +210,7 @@ async def booted(kind: str, folder: Path, sockets: Sequence[tuple[Peer, Path]]) 
             devices = []
             for peer, socket in sockets:
                 # ours needs none
-                way = (
-                    socket
-                    if peer.name in (OURS, ASLEEP)
-                    else await stack.enter_async_context(relayed(socket, peer.tag))
-                )
+                way = socket if peer.name in MINE else await stack.enter_async_context(relayed(socket, peer.tag))
                 devices.append(UmlDevice(way, FS))
             uml = await stack.enter_async_context(
                 boot_uml(folder, *devices, memory_mib=MEMORY_MIB, append=f"ubd0r={tools}")
@@ -307,14 +307,14 @@ def result_of(workload: Workload, operations: int, seconds: float, spent: Spent)
 
 
 async def measure(
-    cells: Sequence[Cell], rounds: int, asleep: bool, template: dict[str, Any], say: Callable[[str], None]
+    cells: Sequence[Cell], rounds: int, more: Sequence[str], template: dict[str, Any], say: Callable[[str], None]
 ) -> list[Peer]:
     """Fill `cells`: rounds of all peers in turn in one guest. Returns the peers."""
     with tempfile.TemporaryDirectory(prefix="vhb-") as name:
         folder, share = Path(name), Path(name) / "share"
         share.mkdir()
         names = fill(share, template["files"])
-        peers = peers_for(share, template["cache"], asleep=asleep, say=say)
+        peers = peers_for(share, template["cache"], more, say)
         async with contextlib.AsyncExitStack() as stack:
             served = {peer: await stack.enter_async_context(running(peer, folder)) for peer in peers}
             sockets = [(peer, socket) for peer, (_, socket) in served.items()]
@@ -370,11 +370,14 @@ def _figures(cell: Cell, name: str) -> Iterator[str]:
 def targets_of(cells: Sequence[Cell]) -> Iterator[str]:
     """A line for each: met, or by how much it is missed."""
     for cell in cells:
-        for base in (name for name in cell.results if name not in (OURS, ASLEEP)):
-            middle = statistics.median(ratios(cell.results, OURS, base, "rate"))
+        for mine, base in itertools.product((OURS, HELD), (name for name in cell.results if name not in MINE)):
+            if mine not in cell.results:
+                continue
+            middle = statistics.median(ratios(cell.results, mine, base, "rate"))
             missed = (BAR - middle) / BAR
             words = f"missed by {max(missed, 0.01):.0%}" if missed > 0 else "met"
-            yield f"{cell.name}: at least {BAR:g} x {base}, measured {middle:.2f}: {words}"
+            whose = "" if mine == OURS else f"{mine}, "
+            yield f"{cell.name}: {whose}at least {BAR:g} x {base}, measured {middle:.2f}: {words}"
 
 
 def as_json(cells: Sequence[Cell], rounds: int) -> dict[str, Any]:
@@ -389,11 +392,14 @@ def as_json(cells: Sequence[Cell], rounds: int) -> dict[str, Any]:
 @click.option("--cache", type=click.Choice(tuple(_OF_C)), default="auto", show_default=True, help="Of all back-ends.")
 @click.option("--only", default="", metavar="TEXT", help="Those workloads whose names have it.")
 @click.option("--asleep", is_flag=True, help="Ours that never polls, too.")
+@click.option("--coalesce", is_flag=True, help="Ours that holds interrupts back, too.")
 @click.option("--files", type=click.IntRange(20), default=2000, show_default=True, help="In the tree.")
 @click.option("--rounds", type=click.IntRange(1), default=3, show_default=True)
 @click.option("--runtime", type=float, default=2, show_default=True, help="Seconds per run of fio.")
 @click.option("--json", "json_path", type=click.Path(dir_okay=False), help="Also write all results to this file.")
-def main(parts: tuple[str, ...], only: str, asleep: bool, rounds: int, json_path: str | None, **load: Any) -> None:
+def main(
+    parts: tuple[str, ...], only: str, asleep: bool, coalesce: bool, rounds: int, json_path: str | None, **load: Any
+) -> None:
     """Compare our shared folder with virtiofsd's in a guest: fio, and walks through a tree."""
     console = Console()
     console.width = max(console.width, 175)  # a log is wide enough
@@ -403,7 +409,7 @@ def main(parts: tuple[str, ...], only: str, asleep: bool, rounds: int, json_path
 
     cells = [Cell(part, name) for part in parts or tuple(PARTS) for name in PARTS[part] if only in name]
     try:
-        trio.run(measure, cells, rounds, asleep, load, say)
+        trio.run(measure, cells, rounds, [ASLEEP] * asleep + [HELD] * coalesce, load, say)
     except (AssetError, GuestError) as error:
         raise click.ClickException(str(error)) from error
     where = f"{load['guest']} guest, cache {load['cache']}, a tree of {load['files']} files, {rounds} rounds"
