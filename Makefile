@@ -46,7 +46,7 @@ asan: ## the C tests and fast tests under ASan and UBSan, half an hour; FILES="t
 	@tools/setup test
 	@tools/sanitize $(FILES)
 
-stress: ## minutes of driver and device threads on one ring, plain and under sanitizers
+stress: ## minutes of driver and device threads on one ring, plain and under sanitizers; PARTS="tsan plain sanitized" for some of it
 	@tools/setup build
 	@$(MAKE) --no-print-directory -s -C tests/c OUT=$(CURDIR)/.cache/tests-c long
 

@@ -512,6 +512,7 @@ int main(int argc, char **argv)
 	/* to repeat a run: the schedule is not in the seed, the requests are */
 	uint64_t seed = getenv("STRESS_SEED") ? strtoull(getenv("STRESS_SEED"), NULL, 0) : (uint64_t)ts.tv_nsec * 2 + 1;
 
+	setvbuf(stdout, NULL, _IOLBF, 0); /* a line for each mode, when it has ended */
 	printf("STRESS_SEED=%llu\n", (unsigned long long)seed);
 	for (unsigned int i = 0; i < sizeof(modes) / sizeof(modes[0]); i++)
 		if (rounds)
