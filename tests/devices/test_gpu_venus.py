@@ -37,9 +37,10 @@ FENCE, RING = 1, 2
 
 # numbers of commands, as the protocol has them
 CREATE_INSTANCE, ENUMERATE_DEVICES, DEVICE_PROPERTIES, INSTANCE_VERSION = 0, 2, 6, 137
+CREATE_DEVICE, ALLOCATE, DEVICE_QUEUE = 11, 21, 155
 SET_REPLY, CREATE_RING = 178, 188
 #: handles, which a driver chooses
-INSTANCE, DEVICE = 0x1001, 0x2001
+INSTANCE, DEVICE, LOGICAL, MEMORY, QUEUE = 0x1001, 0x2001, 0x3001, 0x4001, 0x5001
 NUMBERS = itertools.count(100)
 
 
@@ -59,6 +60,24 @@ def create_instance() -> bytes:
 
 def enumerate_devices() -> bytes:
     return call(ENUMERATE_DEVICES, "QQIQQ", INSTANCE, 1, 1, 1, DEVICE)
+
+
+def create_device() -> bytes:
+    """With one queue."""
+    queue = struct.pack("<iQIIIQf", 2, 0, 0, 0, 1, 1, 1.0)
+    info = struct.pack("<iQIIQ", 3, 0, 0, 1, 1) + queue + struct.pack("<IQIQQ", 0, 0, 0, 0, 0)
+    return call(CREATE_DEVICE, "QQ", DEVICE, 1) + info + struct.pack("<QQQ", 0, 1, LOGICAL)
+
+
+def allocate(size: int) -> bytes:
+    return call(ALLOCATE, "QQ", LOGICAL, 1) + struct.pack("<iQQIQQQ", 5, 0, size, 0, 0, 1, MEMORY)
+
+
+def device_queue(ring: int) -> bytes:
+    """Its queue, whose fences are that ring's."""
+    timeline = struct.pack("<iQI", 1000384005, 0, ring)
+    info = struct.pack("<iQ", 1000145003, 1) + timeline + struct.pack("<III", 0, 0, 0)
+    return call(DEVICE_QUEUE, "QQ", LOGICAL, 1) + info + struct.pack("<QQ", 1, QUEUE)
 
 
 def create_ring(number: int, resource: int, *, head: int, tail: int, status: int, buffer: int, size: int) -> bytes:
@@ -167,6 +186,29 @@ async def test_vulkan_of_the_host() -> None:
         await guest.unref(5)
         await guest.do(Cmd.CTX_DESTROY, context=1)
         assert (gpu.stats.resources, gpu.stats.bytes, gpu.stats.contexts) == (0, 0, 0)
+
+
+async def test_fences_of_a_queue_and_memory_of_a_device() -> None:
+    async with rendered() as (_, guest):
+        await ready(guest)
+        with seen(guest, 0) as window:
+            for number, stream in (
+                (CREATE_INSTANCE, create_instance()),
+                (ENUMERATE_DEVICES, enumerate_devices()),
+                (CREATE_DEVICE, create_device()),
+                (ALLOCATE, allocate(SIZE)),
+                (DEVICE_QUEUE, device_queue(1)),
+            ):
+                assert await submit(guest, 1, reply_at(5, PAGE, PAGE) + stream) == Resp.OK_NODATA
+                done, result = struct.unpack_from("<ii", window, PAGE)
+                assert (done, result) == (number, number == DEVICE_QUEUE), "which has no result, but a pointer"
+        for ring in (1, 0, 1):
+            assert await submit(guest, 1, b"", ring) == Resp.OK_NODATA
+        # memory that only its driver knows how to map
+        assert await blob(guest, 9, 1, number=MEMORY) == Resp.OK_NODATA
+        reply = await guest.command(Cmd.MAP_BLOB, struct.pack("<IIQ", 9, 0, SIZE))
+        assert reply.type in (Resp.ERR_UNSPEC, Resp.OK_MAP_INFO), "refused, unless the driver has dma-bufs"
+        await works(guest)
 
 
 @pytest.mark.long
