@@ -307,7 +307,8 @@ static bool split_hold(struct ring_vq *vq, uint16_t from, uint16_t to)
 		return false;
 	if (under_way > vq->depth)
 		vq->depth = under_way;
-	if (vq->in_flight || unseen >= vq->depth)
+	/* a driver says what it has seen after its program has gone on: one at a time may look like two */
+	if (vq->in_flight || unseen >= vq->depth || vq->depth < VQ_HOLD_DEPTH)
 		return false;
 	if (vq->hold_skip) {
 		vq->hold_skip--;

@@ -82,6 +82,7 @@ enum {
 	VQ_KICKS_OFF = 1,
 	VQ_KICKS_ON = 2,
 
+	VQ_HOLD_DEPTH = 4,	/* least requests under way for which calls are held back */
 	VQ_HOLD_MISSES = 8,	/* log2 of the most flushes without, after calls held back for nothing */
 
 	VQ_NO_BLOCK = 6000,	/* walk: pool exhausted; never leaves the core */
