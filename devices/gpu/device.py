@@ -135,13 +135,11 @@ class Gpu(Screen, Device):
     def protocol_features(self) -> ProtocolFeature:
         """The usual ones; no inflight record: what commands made is gone with the process.
 
-        No postcopy: front-ends do not migrate displays, and its descriptor takes a capability that is given up. With 3D
-        no migration at all: a renderer's state stays where it is, and nobody logs what it writes.
+        No dirty log and no postcopy: resources, and what a renderer holds, stay where they are, so that front-ends have
+        to refuse migration: a guest would be left with a dark screen.
         """
-        offer = super().protocol_features & ~(ProtocolFeature.INFLIGHT_SHMFD | ProtocolFeature.PAGEFAULT)
-        if self._3d is not None:
-            offer &= ~ProtocolFeature.LOG_SHMFD
-        return offer
+        lacks = ProtocolFeature.INFLIGHT_SHMFD | ProtocolFeature.PAGEFAULT | ProtocolFeature.LOG_SHMFD
+        return super().protocol_features & ~lacks
 
     @property
     def shmem_sizes(self) -> Mapping[int, int]:

@@ -69,7 +69,7 @@ def test_gpu(screen: peerlib.Backend, check: Check) -> None:
     assert outcome.verdict in (Verdict.PASS, Verdict.NOT_OFFERED), outcome.detail
     if outcome.verdict is Verdict.NOT_OFFERED:
         # what a guest draws is gone with the process, so there is no record of what was in flight; nobody migrates it
-        assert outcome.detail in NOT_OFFERED_BY_BLK | {"INFLIGHT_SHMFD", "PAGEFAULT"}
+        assert outcome.detail in NOT_OFFERED_BY_BLK | {"INFLIGHT_SHMFD", "LOG_SHMFD", "PAGEFAULT"}
     assert screen.deaths == 0
 
 

@@ -138,7 +138,8 @@ async def test_counters() -> None:
 async def test_what_is_offered() -> None:
     async with rendered() as (gpu, guest, _):
         assert gpu.features & 1
-        assert not gpu.protocol_features & ProtocolFeature.LOG_SHMFD, "a renderer does not migrate"
+        for each in (gpu, Gpu()):
+            assert not each.protocol_features & ProtocolFeature.LOG_SHMFD, "what a guest made does not migrate"
         assert await guest.fe.get_config(12, 4) == struct.pack("<I", 1)
         info = await guest.command(Cmd.GET_CAPSET_INFO, struct.pack("<II", 0, 0))
         assert info.type == Resp.OK_CAPSET_INFO
