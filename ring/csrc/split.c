@@ -156,7 +156,7 @@ VQ_INLINE int split_pop_ring(struct ring_vq *vq, struct ring_chain **chains, int
 	vq_guess(vq);
 	shm_prefetch_write(vq->used + VQ_USED_RING + 8 * (vq->staged & vq->mask));
 	if (vq_unlikely(g_new > vq->size))
-		return vq_pop_stopped(vq, 0, -RING_E_AVAIL, g_new);
+		return vq_pop_stopped(vq, (int)before, -RING_E_AVAIL, g_new) - (int)before;	/* read twice: it may be new */
 	n = g_new < (uint32_t)max ? g_new : (uint32_t)max;
 	near_init(&near, vq);
 	for (; got < n; got += run) {

@@ -487,6 +487,56 @@ static void hostile(const struct mode *mode, uint64_t ms, uint64_t seed)
 	rig_close(&s.rig);
 }
 
+/* The available index, there and back: sane and insane. */
+static void *swing_main(void *arg)
+{
+	struct stress *s = arg;
+	uint8_t *idx = s->rig.area + s->rig.lay.avail + 2;
+
+	while (!atomic_load(&s->stop)) {
+		shm_store16(idx, 8);
+		shm_store16(idx, (uint16_t)(s->mode->size + 9));
+	}
+	return NULL;
+}
+
+/* An index that becomes insane in the middle of a pop: what was popped by then is told, and none of it is lost. */
+static void torn(uint64_t ms, uint64_t seed)
+{
+	static const struct mode mode = { "torn index", RIG_VERSION_1, 16, 0, 0, false };
+	struct stress s = { .mode = &mode, .seed = seed };
+	uint64_t until = now_ms() + ms, broken = 0, some = 0;
+	struct ring_chain *chains[RING_BATCH_MAX];
+	pthread_t swing;
+
+	rig_open(&s.rig, mode.size, mode.features, mode.base, 4096);
+	/* a buffer each, which the quick way takes until it finds one of two; then the index is read once more */
+	for (uint16_t i = 0; i < 9; i++) {
+		shm_store64(s.rig.area + s.rig.lay.desc + 16 * (size_t)i, RIG_GPA + s.rig.data);
+		shm_store64(s.rig.area + s.rig.lay.desc + 16 * (size_t)i + 8, i == 4 ? 64 | 1ULL << 32 | 8ULL << 48 : 64);
+		shm_store16(s.rig.area + s.rig.lay.avail + 4 + 2 * (size_t)i, i);
+	}
+	CHECK(pthread_create(&swing, NULL, swing_main, &s) == 0);
+	do {
+		int n, popped = 0;
+
+		rig_start(&s.rig);
+		do {
+			n = ring_vq_pop(s.rig.vq, chains, popped ? 8 : 1);
+			popped += n > 0 ? n : 0;
+			CHECK(ring_vq_in_flight(s.rig.vq) == (uint32_t)popped);
+		} while (n >= 0 && popped < 8);
+		CHECK(n >= 0 || ring_vq_error(s.rig.vq, NULL) == -n);
+		broken += n < 0;
+		some += n < 0 && popped > 1;
+		ring_vq_stop(s.rig.vq);
+	} while (now_ms() < until);
+	atomic_store(&s.stop, 1);
+	pthread_join(swing, NULL);
+	printf("torn index: %llu times broken, %llu in the middle\n", (unsigned long long)broken, (unsigned long long)some);
+	rig_close(&s.rig);
+}
+
 int main(int argc, char **argv)
 {
 	static const struct mode modes[] = {
@@ -520,6 +570,8 @@ int main(int argc, char **argv)
 	for (unsigned int i = 0; i < sizeof(modes) / sizeof(modes[0]); i++)
 		if (ms && (modes[i].features & RIG_INDIRECT) && !modes[i].iotlb)
 			hostile(&modes[i], ms, seed + i);
+	if (ms)
+		torn(ms, seed);
 	printf("stress: ok\n");
 	return 0;
 }
