@@ -21,6 +21,7 @@ import trio
 from bench.contend import Awake, Figures
 from bench.fs_peers import FOLDER, RUST, missing, ours, virtiofsd
 from bench.fs_suite import place
+from bench.guarded import guard
 from bench.peers import Peer
 from bench.stage import Live, Stage
 from devices.fs.load import Workload, measure
@@ -110,6 +111,7 @@ def peers(share: Path) -> Iterator[Peer]:
 @click.option("--peer", "wanted", multiple=True, metavar="TEXT", help="Only what has TEXT in its name; repeatable.")
 def main(files: int, wanted: tuple[str, ...]) -> None:
     """What a file that the guest knows costs ours and virtiofsd."""
+    guard()
     for name, where in missing():
         click.echo(f"not compared: {name} ({where})", err=True)
     runtime = 0.5 + files / SLOWEST

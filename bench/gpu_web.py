@@ -20,6 +20,7 @@ import click
 import trio
 
 from bench.fs_peers import TESTS
+from bench.guarded import guard
 
 SIZE = (1920, 1080)
 BYTES = SIZE[0] * SIZE[1] * 4
@@ -79,6 +80,7 @@ async def _measure(count: int) -> None:
 @click.option("--count", type=click.IntRange(1, 10000), default=100, show_default=True, help="flushes of each size")
 def main(count: int) -> None:
     """Measure how long a flush takes to a web page."""
+    guard()
     sys.path.insert(0, str(TESTS))  # the guest and the page are those of the tests
     trio.run(_measure, count)
 

@@ -29,6 +29,7 @@ import trio
 from rich.console import Console
 from rich.table import Table
 
+from bench.guarded import guard
 from bench.rounds import ratios
 from vhost.bench import machine
 
@@ -368,6 +369,7 @@ def peers_for(console: Console, guest: str, store: str, folder: Path) -> list[Pe
 @click.option("--json", "json_path", type=click.Path(dir_okay=False), help="Also write all results to this file.")
 def main(guest: str, store: str, depths: str, rounds: int, json_path: str | None, **load: Any) -> None:
     """Compare our disk with qemu-storage-daemon's under fio in a guest."""
+    guard()
     console = Console()
     console.width = max(console.width, 120)  # a log is wide enough
     try:

@@ -31,6 +31,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.fs_peers import C_PROGRAM, RUST, WHERE, C
+from bench.guarded import guard
 from bench.guest_fio import cpu_ns, fio_disk
 from bench.guest_uml import relayed, tree_cpu_ns
 from bench.rounds import ratios, spread
@@ -401,6 +402,7 @@ def main(
     parts: tuple[str, ...], only: str, asleep: bool, coalesce: bool, rounds: int, json_path: str | None, **load: Any
 ) -> None:
     """Compare our shared folder with virtiofsd's in a guest: fio, and walks through a tree."""
+    guard()
     console = Console()
     console.width = max(console.width, 175)  # a log is wide enough
 

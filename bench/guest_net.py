@@ -28,6 +28,7 @@ import trio
 from rich.console import Console
 from rich.table import Table
 
+from bench.guarded import guard
 from bench.rounds import ratios, spread
 from devices.net.config import NetFeature
 from vhost.bench import machine
@@ -447,6 +448,7 @@ def as_json(cells: Sequence[Cell], rounds: int) -> dict[str, Any]:
 @click.option("--json", "json_path", type=click.Path(dir_okay=False), help="Also write all results to this file.")
 def main(links: tuple[str, ...], rounds: int, json_path: str | None, **load: Any) -> None:
     """Compare our card with QEMU's own on a tap, and with passt and QEMU's own on NAT."""
+    guard()
     console = Console()
     console.width = max(console.width, 150)  # a log is wide enough
 

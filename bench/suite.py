@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from bench import cost, duty, echo, fs_scale, fs_suite, gpu_suite, net_idle, net_suite, report, rounds, stores
+from bench.guarded import guard
 from bench.plan import Plan
 from bench.rounds import Cell
 from bench.stage import Stage
@@ -68,6 +69,7 @@ def main(
     python; net-tx, net-rx, net-echo, net-switch, net-foreign, net-rate, net-idle; fs-meta, fs-data, fs-big, fs-names,
     fs-sleep, fs-scale; gpu-display, gpu-alone, gpu-3d.
     """
+    guard()
     console = Console()
     console.width = max(console.width, 150)  # a log is wide enough
     if quick:

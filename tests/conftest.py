@@ -9,8 +9,8 @@ from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
-from guard import Guard
 from guestlib import process
+from guestlib.guard import Guard
 
 
 def _descriptors() -> dict[int, str]:

@@ -1,6 +1,6 @@
-"""Nothing that tests start outlives their pytest, however that ends.
+"""Nothing that a pytest or a benchmark starts outlives it, however that ends.
 
-What is started inherits a mark in its environment. A process beside pytest waits for its end, which closes a pipe even
+What is started inherits a mark in its environment. A process beside it waits for its end, which closes a pipe even
 where it is killed, and then kills all that has the mark. (PR_SET_PDEATHSIG would be about the thread that starts a
 process, and trio's end before their processes do.)
 """
@@ -31,7 +31,7 @@ class Guard:
 
     def __init__(self) -> None:
         mark = f"{os.getpid()}-{os.urandom(8).hex()}"
-        # a session of its own: what ends pytest's does not end it
+        # a session of its own: what ends ours does not end it
         self._process = subprocess.Popen(
             [sys.executable, "-I", "-S", "-c", _GUARD, f"{_NAME}={mark}"],
             stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True,
