@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from bench import fs_peers, gpu_suite, net_peers
+from bench import fs_peers, fs_suite, gpu_suite, net_peers
 from bench.bars import BARS, verdicts
 from bench.peers import NULL_BYTES, STORAGE_DAEMON, Store, missing, ours, ours_many, ours_name
 from bench.report import disturbed
@@ -74,6 +74,7 @@ def test_every_target_names_what_a_section_has() -> None:
     names = {ours(null, packed=packed, polling=polling).name for packed in both for polling in both}
     for part in (net_peers, fs_peers):
         names |= {part.ours_name(packed=packed, polling=polling) for packed in both for polling in both}
+    names.add(fs_peers.ours_name(more=fs_suite.LOCAL_LOCKS))
     names |= {gpu_suite.ours_name(packed=packed) for packed in both}
     for bar in BARS:
         if bar.section not in ("cost", "fs-scale", "python"):
