@@ -14,7 +14,7 @@ from ffi_build import modules
 
 
 class Apart(build_ext):
-    """Objects of each extension in a folder of its own: many have sources in common, and some are built side by side."""
+    """Objects of each extension in a folder of its own: many have sources in common, some are built side by side."""
 
     def build_extension(self, ext: Extension) -> None:
         """Build one."""
