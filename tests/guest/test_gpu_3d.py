@@ -134,7 +134,7 @@ async def test_opengl(tmp_path: Path, qemu: Qemu, kernel: Kernel, program: Path)
 @pytest.mark.usefixtures("program")
 @pytest.mark.parametrize("qemu", ["backports"], indirect=True)
 async def test_mesa(tmp_path: Path, qemu: Qemu, kernel: Kernel, one_mode: Path) -> None:
-    """A Debian of its own with Mesa: who draws, frames of kmscube, and glmark2, which checks its pixels."""
+    """A Debian of its own with Mesa: who draws, kmscube's frames, an X server, glmark2, which checks its pixels."""
     try:
         system = mesa_root()
     except AssetError as error:
@@ -165,9 +165,29 @@ async def test_mesa(tmp_path: Path, qemu: Qemu, kernel: Kernel, one_mode: Path) 
             await mount(guest, "tools", "/host/mnt/tools")
             await _informed(guest)
             await _cube(shown)
+            await _desktop(shown)
             await _marked(guest)
             assert (await shown.ask("gpu.stats"))["errors"] == {}
             quiet(served)
+
+
+async def _desktop(shown: Display) -> None:
+    """An X server that draws by OpenGL, and what it shows; programs on it are told who draws."""
+    guest = shown.guest
+    await guest.run(
+        """
+        mount -t tmpfs xkb /host/var/lib/xkb
+        words="-retro -nocursor -noreset -nolisten tcp -logfile /tmp/x.log"
+        chroot /host Xorg :0 vt1 $words </dev/null >/tmp/x.out 2>&1 & echo $! >/tmp/pid
+        for i in $(seq 120); do [ -S /host/tmp/.X11-unix/X0 ] && exit 0; sleep 1; done; cat /tmp/x.out; exit 1
+        """,
+        timeout=180,
+    )
+    said = await guest.output("chroot /host env DISPLAY=:0 es2_info 2>&1", timeout=180)
+    assert "GL_RENDERER: virgl" in said, said
+    assert "glamor X acceleration enabled on virgl" in await guest.output("cat /host/tmp/x.log")
+    await shown.everywhere(SIZE)
+    await guest.run("kill $(cat /tmp/pid); while kill -0 $(cat /tmp/pid) 2>/dev/null; do sleep 0.1; done")
 
 
 async def _informed(guest: QemuGuest) -> None:

@@ -316,15 +316,16 @@ def debian_root() -> Path:
 
 
 def mesa_root() -> Path:
-    """The same with Mesa and programs that draw by it."""
-    return _debian_root("mesa-root", "libgl1-mesa-dri", "mesa-utils", "mesa-utils-bin", "kmscube", "glmark2-es2-drm")
+    """The same with Mesa, an X server, and programs that draw by it."""
+    programs = ("mesa-utils", "mesa-utils-bin", "kmscube", "glmark2-es2-drm", "xserver-xorg-core")
+    return _debian_root("mesa-root", "libgl1-mesa-dri", *programs)
 
 
 @functools.cache
 def _debian_root(name: str, *packages: str) -> Path:
-    root = GUEST / name
+    root, ready = GUEST / name, GUEST / f"{name}.ready"
     with locked(name):
-        if (GUEST / f"{name}.ready").exists():
+        if ready.exists() and ready.read_text().split() == list(packages):
             return root
         program = shutil.which("debootstrap") or shutil.which("debootstrap", path="/usr/sbin")
         if program is None:
@@ -340,7 +341,7 @@ def _debian_root(name: str, *packages: str) -> Path:
             raise AssetError(f"debootstrap failed (no network?): {' '.join(words) or done.stderr.strip()[-200:]}")
         for deb in (root / "var/cache/apt/archives").glob("*.deb"):
             deb.unlink()
-        (GUEST / f"{name}.ready").touch()
+        ready.write_text(" ".join(packages))
     return root
 
 
