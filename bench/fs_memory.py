@@ -18,10 +18,10 @@ from pathlib import Path
 import click
 import trio
 
+from bench.borrowed import guard
 from bench.contend import Awake, Figures
 from bench.fs_peers import FOLDER, RUST, missing, ours, virtiofsd
 from bench.fs_suite import place
-from bench.guarded import guard
 from bench.peers import Peer
 from bench.stage import Live, Stage
 from devices.fs.load import Workload, measure

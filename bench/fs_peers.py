@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import resource
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,12 +15,11 @@ from typing import Any
 
 import click
 
+from bench.borrowed import borrow
 from bench.contend import Driven, Figures, baseline, compiled, figures_of, per_cpu_second
 from bench.peers import ALWAYS_US, MIB, Peer, Program, vhost_program
 from bench.stage import Live, Stage
 from devices.fs.load import Workload, measure
-
-TESTS = Path(__file__).resolve().parent.parent / "tests"
 
 C_PROGRAM = Path("/usr/lib/qemu/virtiofsd")
 C, RUST = "virtiofsd in C", "virtiofsd in Rust"
@@ -72,8 +70,7 @@ def virtiofsd(share: Path) -> Iterator[Peer]:
 
 @cache
 def _rust() -> tuple[str, ...] | None:
-    if str(TESTS) not in sys.path:
-        sys.path.insert(0, str(TESTS))  # programs of another release are fetched as the tests' are
+    borrow()  # programs of another release are fetched as the tests' are
     from guestlib.debian import AssetError
     from guestlib.trixie import virtiofsd as fetched
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import re
 import statistics
-import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -19,8 +18,7 @@ from typing import Any
 import click
 import trio
 
-from bench.fs_peers import TESTS
-from bench.guarded import guard
+from bench.borrowed import guard
 
 SIZE = (1920, 1080)
 BYTES = SIZE[0] * SIZE[1] * 4
@@ -80,8 +78,7 @@ async def _measure(count: int) -> None:
 @click.option("--count", type=click.IntRange(1, 10000), default=100, show_default=True, help="flushes of each size")
 def main(count: int) -> None:
     """Measure how long a flush takes to a web page."""
-    guard()
-    sys.path.insert(0, str(TESTS))  # the guest and the page are those of the tests
+    guard()  # the guest and the page are those of the tests, too
     trio.run(_measure, count)
 
 

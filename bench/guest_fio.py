@@ -29,13 +29,11 @@ import trio
 from rich.console import Console
 from rich.table import Table
 
-from bench.guarded import guard
+from bench.borrowed import borrow, guard
 from bench.rounds import ratios
 from vhost.bench import machine
 
-ROOT = Path(__file__).resolve().parent.parent
-if str(ROOT / "tests") not in sys.path:
-    sys.path.insert(0, str(ROOT / "tests"))  # the guests are those of the tests
+borrow()  # the guests are those of the tests
 
 from guestlib import (  # noqa: E402
     AssetError,

@@ -30,16 +30,14 @@ import trio
 from rich.console import Console
 from rich.table import Table
 
+from bench.borrowed import borrow, guard
 from bench.fs_peers import C_PROGRAM, RUST, WHERE, C
-from bench.guarded import guard
 from bench.guest_fio import cpu_ns, fio_disk
 from bench.guest_uml import relayed, tree_cpu_ns
 from bench.rounds import ratios, spread
 from vhost.bench import machine
 
-ROOT = Path(__file__).resolve().parent.parent
-if str(ROOT / "tests") not in sys.path:
-    sys.path.insert(0, str(ROOT / "tests"))  # the guests are those of the tests
+borrow()  # the guests are those of the tests
 
 from guestlib import (  # noqa: E402
     AssetError,

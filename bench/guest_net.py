@@ -15,7 +15,6 @@ import os
 import shutil
 import statistics
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
@@ -28,14 +27,12 @@ import trio
 from rich.console import Console
 from rich.table import Table
 
-from bench.guarded import guard
+from bench.borrowed import borrow, guard
 from bench.rounds import ratios, spread
 from devices.net.config import NetFeature
 from vhost.bench import machine
 
-ROOT = Path(__file__).resolve().parent.parent
-if str(ROOT / "tests") not in sys.path:
-    sys.path.insert(0, str(ROOT / "tests"))  # the guests are those of the tests
+borrow()  # the guests are those of the tests
 
 from guestlib import (  # noqa: E402
     AssetError,

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 
 import trio
 
+from bench.borrowed import borrow
 from bench.duty import Silent
-from bench.fs_peers import TESTS
 from bench.net_peers import ours
 from bench.peers import Peer, Program
 from bench.plan import Plan
@@ -78,8 +77,7 @@ def _passt(plan: Plan) -> list[Peer]:
 @contextmanager
 def opened(_section: str, _stage: Stage, plan: Plan) -> Iterator[tuple[str, list[Cell]]]:
     """Title and cells; the tap is in a network of its own, where nobody else sends."""
-    if str(TESTS) not in sys.path:
-        sys.path.insert(0, str(TESTS))  # namespaces are made as the tests make theirs
+    borrow()  # namespaces are made as the tests make theirs
     from guestlib.debian import AssetError
     from guestlib.net import namespace
 

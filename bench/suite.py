@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from bench import cost, duty, echo, fs_scale, fs_suite, gpu_suite, net_idle, net_suite, report, rounds, stores
-from bench.guarded import guard
+from bench.borrowed import guard
 from bench.plan import Plan
 from bench.rounds import Cell
 from bench.stage import Stage

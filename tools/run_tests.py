@@ -93,10 +93,10 @@ class Run:
                 time.sleep(0.1)
 
 
-def tests(name: str, marks: str, files: list[str], options: list[str]) -> Job:
-    """A job of pytest's."""
+def part(name: str, marks: str, files: list[str], options: list[str], *, guests: bool = False) -> Job:
+    """Tests, as a job of pytest's."""
     command = [str(BIN / "python"), "-m", "pytest", "-q", "--durations=5", "-p", "no:cacheprovider", "-m", marks]
-    return Job(name, [*command, *options, *files], guests="and not long" in marks)
+    return Job(name, [*command, *options, *files], guests=guests)
 
 
 def jobs(options: list[str]) -> Iterator[Job]:
@@ -108,13 +108,13 @@ def jobs(options: list[str]) -> Iterator[Job]:
     def fast(name: str, *begin: str) -> Job:
         mine = [file for file in left if file.startswith(begin)]
         left[:] = [file for file in left if file not in mine]
-        return tests(name, "not guest and not calm", mine, options)
+        return part(name, "not guest and not calm", mine, options)
 
     yield fast("unit", "tests/unit/")
     yield fast("hostile", "tests/hostile/")
     yield fast("file systems", "tests/devices/test_fs_")
     for name in sorted(guests, key=lambda name: -(ROOT / name).stat().st_size):
-        yield tests(name, "guest and not long", [name], options)
+        yield part(name, "guest and not long", [name], options, guests=True)
     yield fast("other front-ends and back-ends", "tests/interop/")
     yield fast("displays", "tests/devices/test_gpu", "tests/devices/test_input")
     yield fast("conformance", "tests/conformance/")
@@ -172,7 +172,7 @@ def main(options: list[str]) -> int:
             thread.start()
         for thread in threads:
             thread.join()
-        run.perform(tests("calm", "calm and not guest", ["tests/interop", "tests/conformance"], options), quiet=False)
+        run.perform(part("calm", "calm and not guest", ["tests/interop", "tests/conformance"], options), quiet=False)
     except KeyboardInterrupt:
         print("\ninterrupted", flush=True)
         run.end()

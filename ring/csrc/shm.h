@@ -109,6 +109,8 @@ static inline void shm_mb(void)
 #endif
 }
 
+enum { SHM_LINE = 64 };	/* of a cache, bytes */
+
 /* Hints; @p may point anywhere. */
 static inline void shm_prefetch(const SHM void *p)
 {

@@ -26,7 +26,6 @@
 enum {
 	BLK_BATCH = 64,			/* chains popped at once */
 	BLK_AHEAD_BYTES = 16 * 1024,	/* fetched ahead of a copy: more would push out what is being copied */
-	BLK_LINE = 64,			/* of a cache, bytes */
 	BLK_SHARE = 8,			/* chains published at once for a driver that polls */
 	BLK_BOUNCES = 8,		/* buffers of a queue for what O_DIRECT does not take in place */
 	BLK_BOUNCE_BYTES = 256 * 1024,

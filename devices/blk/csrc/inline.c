@@ -126,10 +126,10 @@ static void fetch_ahead(const struct blk_queue *q, const struct blk_parsed *p)
 		return;
 	mem = blk_memory_bytes(q->store) + p->offset;
 	if (p->op == BLK_READ) {
-		for (at = 0; at < len; at += BLK_LINE)
+		for (at = 0; at < len; at += SHM_LINE)
 			__builtin_prefetch(mem + at, 0, 2);
 	} else {
-		for (at = 0; at < len; at += BLK_LINE)
+		for (at = 0; at < len; at += SHM_LINE)
 			__builtin_prefetch(mem + at, 1, 2);
 	}
 }

@@ -14,7 +14,6 @@
 
 enum {
 	DIR_INLINE = 128 * 1024,	/* bytes of names and attributes that a worker gets together */
-	LINE = 64,		/* bytes */
 };
 
 /* What getdents64 gives. */
@@ -100,7 +99,7 @@ static inline void sink_expect(const struct sink *s, size_t skip, size_t len)
 
 	if (s->done == s->room)
 		return;
-	for (; at < end && at < s->iov->len; at += LINE)
+	for (; at < end && at < s->iov->len; at += SHM_LINE)
 		shm_prefetch_write((SHM uint8_t *)s->iov->base + at);
 }
 

@@ -20,7 +20,6 @@ enum {
 	ENTRY = offsetof(struct fuse_direntplus, dirent),
 	NR_BUFS = 4 + FS_LOAD_PIECES,
 	NO_FLUSH = 1 << 5,	/* FOPEN_NOFLUSH, not in all headers */
-	LINE = 64,
 	DIGITS = 6,		/* of a file's number in its name */
 	PID = 1,
 
@@ -367,7 +366,7 @@ static void walk_listing(struct fs_load *load, struct load_queue *q, uint16_t nr
 	uint32_t at = 0;
 
 	/* as a guest's kernel, which reads all of it in one go, and does not wait for each line by itself */
-	for (uint32_t line = 0; line < len; line += LINE)
+	for (uint32_t line = 0; line < len; line += SHM_LINE)
 		shm_prefetch(data + line);
 	while (len - at >= ENTRY + FUSE_NAME_OFFSET) {
 		const SHM uint8_t *entry = data + at;

@@ -87,7 +87,9 @@ static int handle(struct fs_server *server, struct fs_req *req, bool pool)
 		return -ENOSYS;
 	if (fs_unlikely(fs->opt.read_only && ops[opcode].is & OP_CHANGES))
 		return -EROFS;
-	if (ops[opcode].is & (OP_NO_INODE | OP_BY_FH)) {
+	if (fs_unlikely(ops[opcode].is & OP_NO_INODE))
+		return ops[opcode].op(fs, req, NULL, pool);
+	if (ops[opcode].is & OP_BY_FH) {
 		rc = ops[opcode].op(fs, req, NULL, pool);
 		return fs_unlikely(rc == -EBADF) ? bad_fh(fs, req) : rc;
 	}

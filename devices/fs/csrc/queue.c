@@ -19,7 +19,6 @@ enum {
 	SHARE = 8,		/* requests answered between two looks whether the driver is to see them */
 	AGAIN_MAX_NS = 20000000,	/* longest pause of a request that waits */
 	AHEAD = 2,		/* requests whose pieces are asked for before they are looked at */
-	LINE = 64,		/* bytes */
 };
 
 static inline struct fs_queue *queue_of(struct ring_source *source)
@@ -350,8 +349,8 @@ static inline void expect(const struct ring_chain *chain)
 		shm_prefetch(chain->iov[1].base);
 	if (chain->nr_in)
 		shm_prefetch_write(in->base);
-	if (chain->nr_in > 1 && in[1].len > LINE) {
-		shm_prefetch_write((SHM uint8_t *)in[1].base + LINE);
+	if (chain->nr_in > 1 && in[1].len > SHM_LINE) {
+		shm_prefetch_write((SHM uint8_t *)in[1].base + SHM_LINE);
 		if (in[1].len <= FS_OUT_MAX)
 			shm_prefetch_write((SHM uint8_t *)in[1].base + in[1].len - 1);
 	}
