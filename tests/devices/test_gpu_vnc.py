@@ -160,6 +160,26 @@ async def test_keys_and_pointer(tmp_path: Path) -> None:
         await desk.until(("release",))
 
 
+@pytest.mark.parametrize("tls", [False, True])
+async def test_keys_of_a_client_that_does_not_wait(tmp_path: Path, tls: bool) -> None:
+    """What was typed before a client hung up arrives, though a picture was on its way to it."""
+    desk, letters = Desk(), range(0x61, 0x7B)
+    options = at(tmp_path)
+    if tls:
+        options |= await certified(tmp_path)
+    async with shown(options, guest=False) as (gpu, _):
+        gpu.seat.add(desk)
+        for _ in range(20):
+            desk.seen.clear()
+            async with client(tmp_path / "vnc") as viewer:
+                await viewer.encodings(RAW, PLACES, DESKTOP_SIZE)
+                await viewer.ask()
+                for letter in letters:
+                    await viewer.key(letter, True)
+            await desk.until(("release",))
+            assert desk.seen == [*(("key", letter, True) for letter in letters), ("release",)]
+
+
 async def test_places_of_keys(tmp_path: Path) -> None:
     """Clients that know of QEMU's extended key events say which key it is."""
     desk = Desk()
@@ -249,24 +269,20 @@ async def test_password(tmp_path: Path) -> None:
                 await raw.exactly(1)
 
 
+async def certified(tmp_path: Path) -> dict[str, Any]:
+    """Options of a server that encrypts."""
+    key, cert = tmp_path / "key", tmp_path / "cert"
+    words = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]
+    words += ["-subj", "/CN=vm", "-keyout", str(key), "-out", str(cert)]
+    await trio.run_process(words, capture_stderr=True)
+    return {"vnc_tls_cert": str(cert), "vnc_tls_key": str(key)}
+
+
 async def test_tls(tmp_path: Path) -> None:
-    key, cert, secret = tmp_path / "key", tmp_path / "cert", tmp_path / "secret"
+    secret = tmp_path / "secret"
     secret.write_text("12345678")
     secret.chmod(0o600)
-    words = [
-        "openssl",
-        "req",
-        "-x509",
-        "-newkey",
-        "ec",
-        "-pkeyopt",
-        "ec_paramgen_curve:P-256",
-        "-nodes",
-        "-subj",
-        "/CN=vm",
-    ]
-    await trio.run_process([*words, "-keyout", str(key), "-out", str(cert)], capture_stderr=True)
-    options = {**at(tmp_path), "vnc_tls_cert": str(cert), "vnc_tls_key": str(key), "vnc_password_file": str(secret)}
+    options = {**at(tmp_path), **await certified(tmp_path), "vnc_password_file": str(secret)}
     async with shown(options) as (gpu, guest):
         await guest.paint(0, 1, SIDE, SIDE, GRADIENT)
         async with client(tmp_path / "vnc", b"12345678") as viewer:

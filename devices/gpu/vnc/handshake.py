@@ -11,6 +11,7 @@ import os
 import re
 import ssl
 import struct
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
@@ -19,7 +20,7 @@ import trio
 from devices.gpu._vnc import ffi, lib
 from devices.gpu.clients import ClientError
 
-__all__ = ["HandshakeError", "Security", "shake_hands"]
+__all__ = ["Encrypted", "HandshakeError", "Security", "shake_hands"]
 
 _GREETING: Final = b"RFB 003.008\n"
 _NONE, _PASSWORD, _VENCRYPT = 1, 2, 19
@@ -44,6 +45,32 @@ class Security:
 
     password: bytes | None = None
     tls: ssl.SSLContext | None = None
+
+
+class _StillRead(trio.abc.Stream):
+    """The other end may hang up: what is sent then is lost, and what it said before is still there to be read.
+
+    An encrypted stream that cannot write reads no more.
+    """
+
+    def __init__(self, stream: trio.SocketStream) -> None:
+        self._stream = stream
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        with suppress(trio.BrokenResourceError):
+            await self._stream.send_all(data)
+
+    async def wait_send_all_might_not_block(self) -> None:
+        await self._stream.wait_send_all_might_not_block()
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
+        return await self._stream.receive_some(max_bytes)
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()
+
+
+Encrypted = trio.SSLStream[_StillRead]
 
 
 def _answer(challenge: bytes, password: bytes) -> bytes:
@@ -91,7 +118,7 @@ async def _choose(stream: trio.abc.Stream, minor: int, kind: int) -> None:
         raise HandshakeError("it takes none of what is offered")
 
 
-async def _encrypt(stream: trio.SocketStream, security: Security) -> trio.SSLStream[trio.SocketStream]:
+async def _encrypt(stream: trio.SocketStream, security: Security) -> Encrypted:
     assert security.tls is not None
     kind = _X509_NONE if security.password is None else _X509_PASSWORD
     await stream.send_all(b"\0\2")
@@ -103,7 +130,7 @@ async def _encrypt(stream: trio.SocketStream, security: Security) -> trio.SSLStr
         await stream.send_all(b"\0")
         raise HandshakeError("it does not take TLS with a certificate")
     await stream.send_all(b"\1")
-    encrypted = trio.SSLStream(stream, security.tls, server_side=True, https_compatible=True)
+    encrypted = trio.SSLStream(_StillRead(stream), security.tls, server_side=True, https_compatible=True)
     try:
         await encrypted.do_handshake()
     except trio.BrokenResourceError as exc:
@@ -113,7 +140,7 @@ async def _encrypt(stream: trio.SocketStream, security: Security) -> trio.SSLStr
 
 async def shake_hands(
     stream: trio.SocketStream, security: Security
-) -> tuple[trio.SocketStream | trio.SSLStream[trio.SocketStream], int]:
+) -> tuple[trio.SocketStream | Encrypted, int]:
     """Let a client in; ClientInit comes next.
 
     Returns:
@@ -124,7 +151,7 @@ async def shake_hands(
         trio.BrokenResourceError: it is gone.
     """
     minor = await _version(stream)
-    on: trio.SocketStream | trio.SSLStream[trio.SocketStream] = stream
+    on: trio.SocketStream | Encrypted = stream
     good = True
     if security.tls is not None:
         await _choose(stream, minor, _VENCRYPT)

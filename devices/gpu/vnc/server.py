@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import os
 import socket
-from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
@@ -19,7 +18,7 @@ from devices.gpu._vnc import ffi, lib
 from devices.gpu.clients import serve_clients
 from devices.gpu.picture import Mode
 from devices.gpu.view import Cursor, Look, Rect, View
-from devices.gpu.vnc.handshake import Security, shake_hands
+from devices.gpu.vnc.handshake import Encrypted, Security, shake_hands
 
 if TYPE_CHECKING:
     from devices.gpu.device import Gpu
@@ -66,30 +65,31 @@ class VncServer:
             await self._relay(on, minor)
         _LOG.info("vnc on %s: a client has left", self._where)
 
-    async def _relay(self, encrypted: trio.SSLStream[trio.SocketStream], minor: int) -> None:
+    async def _relay(self, encrypted: Encrypted, minor: int) -> None:
         """What is encrypted passes through here."""
         ours, theirs = socket.socketpair()
         theirs.setblocking(False)
         inner = trio.SocketStream(trio.socket.from_stdlib_socket(ours))
         async with inner, trio.open_nursery() as nursery:
-
-            async def until_it_ends(work: Callable[..., Awaitable[None]], *args: Any) -> None:
-                with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
-                    await work(*args)
-                nursery.cancel_scope.cancel()
-
-            nursery.start_soon(until_it_ends, _pump, encrypted, inner)
-            nursery.start_soon(until_it_ends, _pump, inner, encrypted)
-            nursery.start_soon(until_it_ends, self._show, theirs.detach(), minor)
+            nursery.start_soon(_pump, encrypted, inner, socket.SHUT_WR)
+            nursery.start_soon(_pump, inner, encrypted, socket.SHUT_RD)
+            await self._show(theirs.detach(), minor)  # which takes to its end what has come, also of who has gone
+            nursery.cancel_scope.cancel()
 
     async def _show(self, fd: int, minor: int) -> None:
         async with self._gpu.changes() as view:
             await _Client(self._gpu, view, self.scanout, fd, minor).run()
 
 
-async def _pump(source: trio.abc.ReceiveStream, sink: trio.abc.SendStream) -> None:
-    while data := await source.receive_some(_RELAY_BYTES):
-        await sink.send_all(data)
+async def _pump(source: trio.abc.Stream, sink: trio.abc.Stream, direction: int) -> None:
+    """Until one of them ends; then the inner one of both, in this direction."""
+    with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+        while data := await source.receive_some(_RELAY_BYTES):
+            await sink.send_all(data)
+    inner = source if direction == socket.SHUT_RD else sink
+    assert isinstance(inner, trio.SocketStream)
+    with suppress(OSError):
+        inner.socket.shutdown(direction)
 
 
 class _Client:

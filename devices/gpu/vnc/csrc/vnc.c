@@ -10,6 +10,9 @@
  * A client that asks for an update waits (onHold) until the box's owner has said what is new since then, if anything: what
  * it gets is what was shown after it asked, also where it asks only now and then.
  *
+ * A client may hang up while something is on its way to it. What it has said before counts all the same: the library
+ * closes a client that it cannot write to, so such a one is taken up again, deaf, until there is no more to read.
+ *
  * Hostile clients: messages are those of vnc_handle(); file transfer, scaling and chat never reach the library, nor does a
  * security type, which it keeps in globals: that part of the handshake is done when a client comes here.
  *
@@ -60,6 +63,7 @@ struct vnc {
 	/* the thread only */
 	rfbScreenInfoPtr screen;
 	rfbClientPtr client;		/* NULL: gone */
+	bool deaf;			/* nothing reaches it any more */
 	bool resize;
 	bool places, places_asked;	/* of keys: the client tells them; has said so just now */
 	char name[VNC_NAME_MAX + 1];
@@ -237,8 +241,6 @@ static void vnc_handle(struct vnc *vnc)
 		}
 	}
 	rfbProcessClientMessage(client);
-	if (vnc->places_asked && client->sock >= 0)
-		answer_places(vnc);
 	client->enableExtendedClipboard = FALSE;
 	switch (client->preferredEncoding) {
 	case rfbEncodingCoRRE:
@@ -342,6 +344,21 @@ static bool empty_box(struct vnc *vnc)
 	return true;
 }
 
+/* Where writing has closed it: what it said is still to be read. */
+static void listen_on(struct vnc *vnc)
+{
+	int fd;
+
+	if (vnc->client->sock >= 0 || vnc->deaf)
+		return;
+	vnc->deaf = true;
+	fd = fcntl(vnc->control, F_DUPFD_CLOEXEC, 0);
+	if (fd >= FD_SETSIZE)
+		close(fd);
+	else
+		vnc->client->sock = fd;
+}
+
 /* What is new reaches the client, or ends it. */
 static void update(struct vnc *vnc)
 {
@@ -369,20 +386,28 @@ static void update(struct vnc *vnc)
 static void serve(struct vnc *vnc)
 {
 	while (vnc->client->sock >= 0 && !atomic_load(&vnc->stop)) {
+		bool room = has_event_room(vnc);
 		struct pollfd fds[] = {
 			{.fd = vnc->wake, .events = POLLIN},
-			{.fd = has_event_room(vnc) ? vnc->client->sock : -1, .events = POLLIN},
+			{.fd = room ? vnc->client->sock : -1, .events = POLLIN},
 		};
 		uint64_t woken;
 
-		if (poll(fds, 2, -1) < 0 && errno != EINTR)
+		if (poll(fds, 2, vnc->deaf && room ? 0 : -1) < 0 && errno != EINTR)
 			return;
 		if (fds[0].revents && read(vnc->wake, &woken, sizeof(woken)) < 0 && errno != EAGAIN)
 			return;
 		if (fds[1].revents)
 			vnc_handle(vnc);
-		if (vnc->client->sock >= 0)
-			update(vnc);
+		else if (vnc->deaf && room)
+			return;
+		if (vnc->client->sock >= 0 && !vnc->deaf) {
+			if (vnc->places_asked)
+				answer_places(vnc);
+			if (vnc->client->sock >= 0)
+				update(vnc);
+			listen_on(vnc);
+		}
 	}
 }
 
