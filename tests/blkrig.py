@@ -176,7 +176,7 @@ class Rig:
         for queue in self.queues:
             with self.worker.parked():
                 self.worker.pause(queue.source.ptr)
-        with trio.fail_after(10):
+        with trio.fail_after(60):
             while any(queue.vq.in_flight for queue in self.queues):
                 await trio.sleep(0.001)
 

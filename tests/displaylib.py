@@ -58,7 +58,7 @@ class Qemu:
     async def until(self, done: object) -> None:
         """Read on until that is so."""
         assert callable(done)
-        with trio.fail_after(10):
+        with trio.fail_after(60):
             while not done():
                 await self.changed.wait()
 

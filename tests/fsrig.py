@@ -208,7 +208,7 @@ class Mount:
         queue: int | None = None,
         unique: int | None = None,
         indirect: bool = False,
-        timeout: float = 10,
+        timeout: float = 60,
         **who: int,
     ) -> tuple[int, bytes]:
         """One request: its error (0 or an errno) and the reply's bytes after its header.
@@ -243,7 +243,7 @@ class Mount:
         return -error, b"".join(back[1:])[: length - 16]
 
     async def raw(
-        self, out: Sequence[bytes], room: Sequence[int], queue: int = 1, indirect: bool = False, timeout: float = 10
+        self, out: Sequence[bytes], room: Sequence[int], queue: int = 1, indirect: bool = False, timeout: float = 60
     ) -> tuple[int, list[bytes]]:
         """One chain of such pieces: bytes written, and the writable pieces after it."""
         return await self.fe.queues[queue].request(out, room, indirect=indirect, timeout=timeout)

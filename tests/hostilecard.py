@@ -83,7 +83,7 @@ class Card:
 
     def wait(self) -> bytes:
         """The next frame, alone."""
-        end = time.monotonic() + 5
+        end = time.monotonic() + 60
         while not (frames := self.heard()):
             assert time.monotonic() < end, "no frame came"
             time.sleep(0.001)
@@ -92,7 +92,7 @@ class Card:
 
     def wait_for(self, data: bytes) -> list[bytes]:
         """Wait for this frame; the others that came."""
-        end, others, there = time.monotonic() + 5, list[bytes](), False
+        end, others, there = time.monotonic() + 60, list[bytes](), False
         while not there:
             assert time.monotonic() < end, f"a frame was lost: {data[:40].hex()}"
             for _, found in self.heard():

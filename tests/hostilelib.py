@@ -67,7 +67,7 @@ class Stand:
         self.kind, self.backend = kind, backend
         self.index = 1 if kind == "net-transmit" else 0
         self._victims = cycle(victims)
-        self.connect: Connect = connect_to(next(self._victims), timeout=5)
+        self.connect: Connect = connect_to(next(self._victims), timeout=60)
         probe = Probe(_frame, _came_or_went) if kind.startswith("net") else DEVICES[kind][1]
         self.trial = Trial(self.connect, probe)
         self.bystander = Peer(connect_to(bystander)())
@@ -120,7 +120,7 @@ class Stand:
 
     def begin(self) -> None:
         """Take the next victim, and remember how things are."""
-        self.connect = self.trial.connect = connect_to(next(self._victims), timeout=5)
+        self.connect = self.trial.connect = connect_to(next(self._victims), timeout=60)
         self.up()[0].peer.close()  # what is made once and kept has been made when counting begins
         self.heard = len(self.backend.words)
         self.fds = self.backend.fds()

@@ -29,7 +29,7 @@ class Server:
         assert self.process is None
         self.path.unlink(missing_ok=True)
         self.process = subprocess.Popen(self.command, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=ENV)
-        end = time.monotonic() + 10
+        end = time.monotonic() + 60
         while not self._answers():
             assert self.process.poll() is None, f"{self.command[0]} ended at once"
             assert time.monotonic() < end, f"{self.command[0]} does not listen"

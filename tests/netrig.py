@@ -140,7 +140,7 @@ class Guest:
             done += 1
         return done
 
-    async def sent(self, count: int, *, pair: int = 0, timeout: float = 5) -> None:
+    async def sent(self, count: int, *, pair: int = 0, timeout: float = 60) -> None:
         """Wait until `count` frames have been taken."""
         with trio.fail_after(timeout):
             while count > 0:
@@ -174,7 +174,7 @@ class Guest:
                 parts.clear()
         return out
 
-    async def receive(self, count: int = 1, *, pair: int = 0, timeout: float = 5) -> list[tuple[Header, bytes]]:
+    async def receive(self, count: int = 1, *, pair: int = 0, timeout: float = 60) -> list[tuple[Header, bytes]]:
         """Wait for that many frames, and see that no more come."""
         got: list[tuple[Header, bytes]] = []
         with trio.fail_after(timeout):
@@ -206,7 +206,7 @@ class Control:
         self.queue.ring.add(out, into, 1)
         if self.queue.ring.publish():
             self.queue.kick()
-        with trio.fail_after(5):
+        with trio.fail_after(60):
             while not (used := self.queue.ring.poll()):
                 await trio.sleep(0.001)
         assert used[0].length == min(ack, 1)

@@ -147,7 +147,7 @@ class Node:
     def push(self, frame: bytes, header: Header | None = None, **how: Any) -> None:
         self.guest.push(frame, header, **how)
 
-    async def wait(self, what: Callable[[Packet], bool], *, timeout: float = 5) -> Packet:
+    async def wait(self, what: Callable[[Packet], bool], *, timeout: float = 60) -> Packet:
         """The next packet that ``what`` is true of; ARP requests for us are answered meanwhile, others kept aside."""
         with trio.move_on_after(timeout):
             while True:

@@ -43,7 +43,7 @@ class Backend:
         return self.log.read_text(errors="replace")
 
     def connect(self) -> socket.socket:
-        end = time.monotonic() + 20
+        end = time.monotonic() + 60
         while True:
             if self.process.poll() is not None:
                 self.deaths += 1

@@ -37,7 +37,7 @@ class Desk:
         self._note("release")
 
     async def until(self, what: tuple[Any, ...]) -> None:
-        with trio.fail_after(10):
+        with trio.fail_after(60):
             while what not in self.seen:
                 await self.news.wait()
 

@@ -132,7 +132,7 @@ class Browser:
 
     async def until(self, script: str) -> None:
         """Wait until an expression is true."""
-        with trio.fail_after(30):
+        with trio.fail_after(60):
             while not await self.evaluate(script):
                 await trio.sleep(0.05)
 

@@ -134,7 +134,7 @@ async def test_regions_and_hot_plug(disk: peerlib.Backend) -> None:
             queue.ring.add([(out, 16)], [(at, SECTOR), (at + SECTOR, 1)], 1 << 40)
             queue.ring.publish()
             queue.kick()
-            with trio.fail_after(5):
+            with trio.fail_after(60):
                 while memory.load(at + SECTOR, 1) == 0xFF:
                     await trio.sleep(0.01)
             await read(queue, 0, SECTOR)  # it is done with the one before, too

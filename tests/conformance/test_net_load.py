@@ -51,7 +51,7 @@ def dpdk(forward: str, ports: int) -> Iterator[list[str]]:
                 [*words, f"--forward-mode={forward}"], stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=env
             )
         try:
-            deadline = time.monotonic() + 20
+            deadline = time.monotonic() + 60
             while not all(sock.exists() for sock in sockets):
                 assert process.poll() is None, (path / "log").read_text()
                 assert time.monotonic() < deadline

@@ -196,7 +196,7 @@ async def test_a_refusal_is_told_once_and_requests_go_on(image, tmp_path, caplog
             if r.disk.stats.fixed:
                 pytest.skip("temporary files are on a file system that lives in memory")
             assert r.disk.stats.fixed_error
-            with caplog.at_level(logging.WARNING), trio.fail_after(5):
+            with caplog.at_level(logging.WARNING), trio.fail_after(60):
                 await r.disk.background()
     told = [record.getMessage() for record in caplog.records if "registered" in record.getMessage()]
     assert len(told) == 1

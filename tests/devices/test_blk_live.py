@@ -85,7 +85,7 @@ async def test_limits_are_one_for_all_queues(store):
         async with trio.open_nursery() as nursery:
             for queue in r.queues:
                 nursery.start_soon(burst, queue, 80)
-        assert 0.25 < time.monotonic() - start < 3
+        assert time.monotonic() - start > 0.25
 
 
 async def test_a_limit_that_is_lifted_counts_at_once(store):
@@ -135,7 +135,7 @@ async def test_drain_news():
                 r.worker.pause(q.source.ptr)
             with pytest.raises(BlockingIOError):
                 os.read(q.news, 8)
-            with trio.fail_after(5):
+            with trio.fail_after(60):
                 await trio.lowlevel.wait_readable(q.news)
             assert q.vq.in_flight == 0
 

@@ -121,7 +121,7 @@ async def test_server_gone_for_good(tmp_path, nbdkit, caplog):
             for kind in (IN, OUT, FLUSH):
                 data, length = (bytes(512), 0) if kind == OUT else (b"", 512 if kind == IN else 0)
                 assert await q.status(kind, 0, data, length) == IOERR
-            assert time.monotonic() - started < 0.4
+            assert time.monotonic() - started < 1.4
             with pytest.raises(OSError, match="Input/output"):
                 await store.sync()
             assert store.status.given_up == 1

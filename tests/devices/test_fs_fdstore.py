@@ -247,7 +247,7 @@ class Systemd:
         connect_to(self.place / "s", timeout=10)().close()
 
     def wait(self, condition: Callable[[], bool]) -> None:
-        end = time.monotonic() + 30
+        end = time.monotonic() + 60
         while not condition():
             assert time.monotonic() < end, (self.place / "systemd").read_text()
             time.sleep(0.02)

@@ -66,14 +66,14 @@ async def test_script_and_command(guide: dict[str, Any], tmp_path: Path) -> None
     for command in ([sys.executable, "hello.py", str(socket)], [vhost, *by_command]):
         process = await trio.lowlevel.open_process(command, cwd=tmp_path, env={"PYTHONPATH": str(tmp_path)})
         try:
-            with trio.fail_after(20):
+            with trio.fail_after(60):
                 while not socket.exists():
                     assert process.poll() is None
                     await trio.sleep(0.01)
             async with guest(str(socket)) as mount:
                 assert await mount.read((await mount.lookup(ROOT, "hello")).nodeid, 0, 5) == TEXT[:5]
             process.terminate()
-            with trio.fail_after(10):
+            with trio.fail_after(60):
                 assert await process.wait() == 0
         finally:
             process.kill()

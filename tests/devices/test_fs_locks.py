@@ -165,7 +165,7 @@ async def test_waiting(tmp_path: Path, flock: bool) -> None:
             await file.lock(NONE, owner=owner, flock=flock)
             await file.release()
 
-        with trio.fail_after(10):
+        with trio.fail_after(60):
             async with trio.open_nursery() as nursery:
                 for owner in range(2, 40):
                     nursery.start_soon(wait, owner)
@@ -219,7 +219,7 @@ async def test_given_up(tmp_path: Path) -> None:
             assert await errno_of(file.lock(WRITE, owner=2, wait=True, unique=1000)) == errno.EINTR
             ended.set()
 
-        with trio.fail_after(5):
+        with trio.fail_after(60):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(wait)
                 while not ended.is_set():
@@ -263,7 +263,7 @@ async def test_they_end_with_the_guest(tmp_path: Path) -> None:
                 if end == "INIT":
                     await mount.start()
                     assert host_can(path, WRITE)
-            with trio.fail_after(5):
+            with trio.fail_after(60):
                 while not host_can(path, WRITE):
                     await trio.sleep(0.001)
 

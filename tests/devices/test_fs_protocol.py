@@ -406,7 +406,7 @@ async def test_a_device_that_stops_ends_what_waits() -> None:
 
         nursery.start_soon(wait)
         await until(lambda: fs.stats.again > 0)
-        with trio.fail_after(5):
+        with trio.fail_after(60):
             await fs.quiesce()
         await until(lambda: answers == [errno.EAGAIN])
         await fs.resume()

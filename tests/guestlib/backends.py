@@ -30,7 +30,7 @@ class Backend:
         """SIGKILL: a crash."""
         await self.proc.kill()
 
-    async def terminate(self, timeout: float = 10) -> int:
+    async def terminate(self, timeout: float = 60) -> int:
         """SIGTERM; its exit status."""
         return await self.proc.terminate(timeout)
 

@@ -208,7 +208,7 @@ class Writer:
         assert "verified" in await self.guest.output(words, timeout=60)
 
 
-async def wait_size(guest: Guest, device: str, size: int, timeout: float = 20) -> None:
+async def wait_size(guest: Guest, device: str, size: int, timeout: float = 60) -> None:
     """Wait until the guest's kernel says that ``device`` (such as vda) has ``size`` bytes."""
     seen = 0
     with trio.move_on_after(timeout):

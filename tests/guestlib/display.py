@@ -56,7 +56,7 @@ class Display:
 
     async def until(self, scanout: int, **wanted: object) -> None:
         """Wait until a scanout is said to be so."""
-        with trio.fail_after(20):
+        with trio.fail_after(60):
             while True:
                 found = (await self.ask("gpu.displays"))[scanout]
                 if all(found[name] == value for name, value in wanted.items()):

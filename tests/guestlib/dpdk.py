@@ -41,7 +41,7 @@ class Testpmd:
         """All it has printed."""
         return self.proc.log.read_text(errors="replace")
 
-    async def ask(self, line: str, answer: str, timeout: float = 20) -> str:
+    async def ask(self, line: str, answer: str, timeout: float = 60) -> str:
         """Type ``line`` and wait until what it prints matches the expression ``answer``; what it printed since."""
         before = len(self.log)
         os.write(self._stdin, line.encode() + b"\n")

@@ -211,7 +211,7 @@ async def address(guest: Guest, *addresses: str, mtu: int = 1500, device: str = 
 
 async def dhcp(guest: Guest, device: str = "eth0") -> str:
     """Ask for an address and take it; which."""
-    await guest.run(f"ip link set {device} up; udhcpc -i {device} -q -n -f -t 10 -T 1 2>&1", timeout=30)
+    await guest.run(f"ip link set {device} up; udhcpc -i {device} -q -n -f -t 10 -T 1 2>&1", timeout=60)
     said = await guest.output(f"ip -4 addr show dev {device}")
     found = re.search(r"inet ([0-9.]+)/", said)
     assert found, said
@@ -241,7 +241,7 @@ async def _ipv6(guest: Guest, device: str, pattern: str) -> str:
 async def ping(guest: Guest, host: str, *, size: int = 56, count: int = 3) -> None:
     """All ``count`` echo requests of ``size`` bytes are answered."""
     program = "ping6" if ":" in host else "ping"
-    said = await guest.output(f"{program} -c {count} -i 0.1 -W 5 -s {size} {host}", timeout=30)
+    said = await guest.output(f"{program} -c {count} -i 0.1 -W 5 -s {size} {host}", timeout=60)
     assert f" {count} packets received" in said, said
 
 

@@ -58,7 +58,7 @@ class Proc:
         if self.returncode is None:
             os.kill(self.pid, number)
 
-    async def terminate(self, timeout: float = 10) -> int:
+    async def terminate(self, timeout: float = 60) -> int:
         """SIGTERM, then the exit status. Raises GuestError when it does not end within ``timeout`` s."""
         self.signal(signal.SIGTERM)
         return await self.wait(timeout)
@@ -124,7 +124,7 @@ def listening(path: Path, pid: int | str = "self") -> bool:
     return False
 
 
-async def until(condition: Callable[[], bool], proc: Proc, what: str, timeout: float = 20) -> None:
+async def until(condition: Callable[[], bool], proc: Proc, what: str, timeout: float = 60) -> None:
     """Wait until ``condition()``; GuestError when ``proc`` ends first or ``timeout`` s pass."""
     with trio.move_on_after(timeout):
         while not condition():
@@ -135,7 +135,7 @@ async def until(condition: Callable[[], bool], proc: Proc, what: str, timeout: f
     raise proc.fail(f"no {what} within {timeout:g} s")
 
 
-async def connected(path: Path, proc: Proc, what: str, timeout: float = 30) -> trio.SocketStream:
+async def connected(path: Path, proc: Proc, what: str, timeout: float = 60) -> trio.SocketStream:
     """Connect to the AF_UNIX socket ``path`` that ``proc`` makes."""
     await until(lambda: listening(path), proc, what, timeout)
     sock = trio.socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)

@@ -326,7 +326,7 @@ class QemuGuest:
         """SIGKILL QEMU: a crash of the VMM."""
         await self.proc.kill()
 
-    async def power_off(self, timeout: float = 30) -> None:
+    async def power_off(self, timeout: float = 60) -> None:
         """Let the guest switch itself off and QEMU end."""
         await self.agent.send("sync; poweroff -f")
         status = await self.proc.wait(timeout)
@@ -387,7 +387,7 @@ class QemuGuest:
                 await trio.sleep(0.1)
         raise self.proc.fail(f"migration did not complete within {timeout:g} s: {state}")
 
-    async def wait_running(self, timeout: float = 30) -> None:
+    async def wait_running(self, timeout: float = 60) -> None:
         """Wait until QEMU's virtual CPUs run, as after an incoming migration."""
         with trio.move_on_after(timeout):
             while (await self.qmp.execute("query-status"))["status"] != "running":

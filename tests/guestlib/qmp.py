@@ -48,7 +48,7 @@ class Qmp:
         await self._message()
         await self.execute("qmp_capabilities")
 
-    async def execute(self, command: str, timeout: float = 30, **arguments: Any) -> Any:
+    async def execute(self, command: str, timeout: float = 60, **arguments: Any) -> Any:
         """Run a command; argument names take ``_`` for ``-``. Raises QmpError with QEMU's words."""
         number = next(self._ids)
         request: dict[str, Any] = {"execute": command, "id": number}
@@ -76,7 +76,7 @@ class Qmp:
         return str(answer)
 
     async def event(
-        self, name: str, where: Callable[[dict[str, Any]], bool] = lambda _: True, timeout: float = 30
+        self, name: str, where: Callable[[dict[str, Any]], bool] = lambda _: True, timeout: float = 60
     ) -> dict[str, Any]:
         """Wait for event ``name`` whose data satisfies ``where``, or take it from those already seen."""
         async with self._lock:

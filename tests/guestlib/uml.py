@@ -40,7 +40,7 @@ class UmlGuest:
         self.run = agent.run
         self.output = agent.output
 
-    async def power_off(self, timeout: float = 30) -> None:
+    async def power_off(self, timeout: float = 60) -> None:
         """Let the guest switch itself off and its process end."""
         await self.agent.send("sync; poweroff -f")
         await self.proc.wait(timeout)

@@ -265,7 +265,7 @@ async def test_iotlb_race(stand: Stand) -> None:
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(invalidate)
-            with trio.fail_after(30):
+            with trio.fail_after(60):
                 served = 0
                 while served < 300 or len(channel.misses) < 20:
                     length, (_data, status) = await queue.request([header(IN, 0)], [4096, 1], timeout=10)

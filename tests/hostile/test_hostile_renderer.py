@@ -52,7 +52,7 @@ async def ends(renderer: Renderer, stream: bytes, head: int | None = None) -> st
                 nursery.cancel_scope.cancel()
 
             nursery.start_soon(wait)
-            with trio.fail_after(20):
+            with trio.fail_after(60):
                 while struct.unpack_from("<I", memory, TAIL)[0] != len(stream):
                     await trio.sleep(0.005)
             nursery.cancel_scope.cancel()

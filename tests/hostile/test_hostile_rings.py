@@ -151,7 +151,7 @@ def _parked(stand: Stand, features: int, attack: Attack, words: str) -> None:
         attacked.errors()
         attack(attacked)
         attacked.kick()
-        end = time.monotonic() + 5
+        end = time.monotonic() + 60
         while not attacked.errors():
             assert time.monotonic() < end, "the err descriptor was not signalled"
             time.sleep(0.005)

@@ -59,7 +59,7 @@ def datagrams(frames: list[tuple[netrig.Header, bytes]], port: int) -> Iterator[
 async def answer(guest: netrig.Guest, port: int, count: int = 1) -> list[tuple[bytes, str, bytes]]:
     """Wait until `count` datagrams for `port` have come."""
     got: list[tuple[bytes, str, bytes]] = []
-    with trio.fail_after(10):
+    with trio.fail_after(60):
         while len(got) < count:
             frames = guest.take()
             guest.offer(len(frames))

@@ -74,7 +74,7 @@ def test_fio(tools: Tools, disk: peerlib.Backend, tmp_path: Path) -> None:
     command = tools.command("qemu-nbd", "-k", sock, "--persistent", *options(disk))
     with subprocess.Popen(command, env=tools.env) as nbd:
         try:
-            end = time.monotonic() + 20
+            end = time.monotonic() + 60
             while not sock.exists() and nbd.poll() is None and time.monotonic() < end:
                 time.sleep(0.02)
             job = ["--name=verify", "--ioengine=nbd", f"--uri=nbd+unix:///?socket={sock}", "--rw=randrw", "--bs=4k-64k"]

@@ -189,7 +189,7 @@ async def test_hot_plug_under_load(disk: peerlib.Backend) -> None:
                     memory.write(at + 4608, b"\xff")
                     queue.ring.publish()
                     queue.kick()
-                    with trio.fail_after(5):
+                    with trio.fail_after(60):
                         while memory.load(at + 4608, 1) == 0xFF or done < before + 3:
                             await trio.sleep(0.005)
                     assert memory.load(at + 4608, 1) == 0
@@ -317,7 +317,7 @@ class Guest:
 
     async def until(self, wanted: int) -> None:
         """Wait until `wanted` requests have come back."""
-        with trio.fail_after(15):
+        with trio.fail_after(60):
             while len(self.done) < wanted:
                 self.reap()
                 await trio.sleep(0.002)
@@ -451,7 +451,7 @@ async def test_device_state_over_a_socketpair() -> None:
         answer.close()
         state = b""
         async with trio.SocketStream(trio.socket.from_stdlib_socket(ours)) as stream:
-            with trio.fail_after(10):
+            with trio.fail_after(60):
                 while piece := await stream.receive_some(65536):
                     state += piece
         assert state == device.state

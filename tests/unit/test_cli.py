@@ -133,7 +133,7 @@ def serving(
         )
     try:
         for path in ready:
-            end = time.monotonic() + 30
+            end = time.monotonic() + 60
             while True:
                 assert process.poll() is None, f"it ended with {process.returncode}: {log.read_text()}"
                 assert time.monotonic() < end, f"{path} does not listen: {log.read_text()}"
@@ -414,7 +414,7 @@ def test_an_image_in_use_by_qemu(here: Path) -> None:
     disk, nbd, program = here / "disk", here / "nbd", needs("qemu-nbd")
     daemon = subprocess.Popen([program, "-f", "raw", "-k", str(nbd), "--persistent", str(disk)])
     try:
-        end = time.monotonic() + 20
+        end = time.monotonic() + 60
         while not nbd.exists() and time.monotonic() < end:
             time.sleep(0.02)
         words = refused("blk", "--socket-path", here / "s", "--blk-file", disk)
@@ -465,7 +465,7 @@ def test_a_signal_ends_it_at_once(here: Path, number: signal.Signals) -> None:
         start = time.monotonic()
         process.send_signal(number)
         assert process.wait(10) == 0
-        assert time.monotonic() - start < 3
+        assert time.monotonic() - start < 4.5  # of 5 that are left to requests in flight
         assert not path.exists()
         assert not control.exists()
 
@@ -485,7 +485,7 @@ async def test_a_signal_under_load(here: Path) -> None:
     with serving(*command, ready=[path]) as process:
         async with Frontend.connect(path) as frontend:
             await frontend.start(size=1024)
-            with trio.fail_after(30):
+            with trio.fail_after(60):
                 async with trio.open_nursery() as nursery:
                     for sector in range(300):
                         nursery.start_soon(one, frontend.queues[0], sector)
@@ -541,7 +541,7 @@ async def test_client_mode_connects_again(here: Path) -> None:
     path = here / "s"
     with serving("blk", "--connect", path, "--store", "memory:1M") as process:
         for _ in range(2):
-            with trio.fail_after(30):
+            with trio.fail_after(60):
                 async with Frontend.accept(path) as frontend:
                     await frontend.start()
                     assert await read_sector(frontend.queues[0]) == bytes(512)
@@ -571,7 +571,7 @@ def test_log_lines(here: Path, style: str) -> None:
     with subprocess.Popen(
         [*map(str, command), "--log-style", style], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
-        end = time.monotonic() + 30
+        end = time.monotonic() + 60
         while time.monotonic() < end:
             try:
                 connect_to(path, timeout=0.05)().close()

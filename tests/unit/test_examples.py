@@ -38,12 +38,14 @@ async def running(name: str, *arguments: object) -> AsyncIterator[trio.Process]:
     try:
         yield process
         process.send_signal(signal.SIGTERM)
-        with trio.fail_after(10):
+        with trio.fail_after(60):
             complaint = b"".join([part async for part in process.stderr])
             assert await process.wait() == 0, complaint.decode()
         assert not complaint, complaint.decode()
     finally:
         process.kill()
+        with trio.CancelScope(shield=True):
+            await process.wait()
         await process.stderr.aclose()
 
 
@@ -55,7 +57,7 @@ def test_every_example_is_here() -> None:
 
 async def test_rng(tmp_path: Path) -> None:
     socket = tmp_path / "s"
-    async with running("rng.py", socket), Frontend.connect(socket) as fe:
+    async with running("rng.py", socket), Frontend.connect(socket, timeout=60) as fe:
         await fe.start(size=64)
         length, (first, second) = await fe.queues[0].request([], [64, 1000])
         assert length == 1064
@@ -66,7 +68,7 @@ async def test_rng(tmp_path: Path) -> None:
 
 async def test_echo(tmp_path: Path) -> None:
     socket = tmp_path / "s"
-    async with running("echo.py", socket), Frontend.connect(socket) as fe:
+    async with running("echo.py", socket), Frontend.connect(socket, timeout=60) as fe:
         await fe.start(queues=4, packed=True)
         for number in range(40):
             data = b"number %d" % number
@@ -77,7 +79,7 @@ async def test_echo(tmp_path: Path) -> None:
 async def test_echo_in_bursts(tmp_path: Path, packed: bool) -> None:
     """Many requests in flight, answered by the batch, each with its own bytes."""
     socket, depth, size, total = tmp_path / "s", 32, 64, 5000
-    async with running("echo.py", socket), Frontend.connect(socket) as fe:
+    async with running("echo.py", socket), Frontend.connect(socket, timeout=60) as fe:
         await fe.start(packed=packed, serve=False)
         queue = fe.queues[0]
         queue.ring.calls_off()
@@ -96,7 +98,7 @@ async def test_echo_in_bursts(tmp_path: Path, packed: bool) -> None:
 
         for place in range(depth):
             send(place)
-        with trio.fail_after(20):
+        with trio.fail_after(60):
             while expected:
                 if queue.ring.publish():
                     queue.kick()
@@ -127,7 +129,7 @@ async def test_second_signal_ends_at_once(tmp_path: Path) -> None:
     )
     process = await trio.lowlevel.open_process([sys.executable, str(script), str(socket)], stderr=subprocess.DEVNULL)
     try:
-        async with Frontend.connect(socket, timeout=20) as fe:
+        async with Frontend.connect(socket, timeout=60) as fe:
             await fe.start()
             fe.queues[0].ring.add([], [(fe.memory.alloc(64), 64)], 1)
             fe.queues[0].ring.publish()
@@ -138,9 +140,9 @@ async def test_second_signal_ends_at_once(tmp_path: Path) -> None:
             await trio.sleep(0.3)
             assert process.returncode is None
             process.send_signal(signal.SIGTERM)
-            with trio.fail_after(3):
+            with trio.fail_after(4.5):
                 assert await process.wait() == 1
-            assert trio.current_time() - start < 3
+            assert trio.current_time() - start < 4.5  # of 5 that are left to requests in flight
     finally:
         process.kill()
         await process.wait()
@@ -179,7 +181,7 @@ async def test_serve_socketpair(tmp_path: Path) -> None:
 @asynccontextmanager
 async def _mounted(socket: Path) -> AsyncIterator[Mount]:
     """The file system served there, once it is."""
-    with trio.fail_after(20):
+    with trio.fail_after(60):
         while not socket.exists():
             await trio.sleep(0.01)
     async with guest(str(socket)) as mount:
@@ -257,7 +259,7 @@ async def test_memory_fs_locks(tmp_path: Path) -> None:
         assert await lock(4, fcntl.F_RDLCK, 0, 9, flock=True) == errno.EAGAIN
         assert waited == []
         await mount.flush(file.nodeid, fh, owner=1)  # closed by its process
-        with trio.fail_after(5):
+        with trio.fail_after(60):
             while not waited:
                 await trio.sleep(0.01)
         assert waited == [0]

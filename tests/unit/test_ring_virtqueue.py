@@ -267,7 +267,7 @@ def test_closed_queues() -> None:
 
 @pytest.mark.parametrize("features", LAYOUTS)
 async def test_iteration(features: int) -> None:
-    with Link(features=features) as link, trio.fail_after(5):
+    with Link(features=features) as link, trio.fail_after(60):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(echo, link.queue)
             for turn in range(40):
@@ -290,7 +290,7 @@ async def test_batches(features: int) -> None:
                 chain.complete()
             link.queue.flush()
 
-    with Link(size=128, features=features) as link, trio.fail_after(5):
+    with Link(size=128, features=features) as link, trio.fail_after(60):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(device)
             for _ in range(10):
@@ -346,7 +346,7 @@ async def test_under_load_batches_do_not_wait_for_the_event_loop(features: int) 
             turns += 1
             busy.refill(10)
 
-    with Link(size=32, features=features) as link, trio.fail_after(20):
+    with Link(size=32, features=features) as link, trio.fail_after(60):
         link.driver.calls_off()
         busy = Busy(link)
         async with trio.open_nursery() as nursery:
@@ -363,7 +363,7 @@ async def test_under_load_batches_do_not_wait_for_the_event_loop(features: int) 
 
 @pytest.mark.parametrize("how", ["cancel", "deadline", "stop", "break", "close", "pause"])
 async def test_load_does_not_keep_a_queue_from_ending(how: str) -> None:
-    with Link() as link, trio.fail_after(20):
+    with Link() as link, trio.fail_after(60):
         link.driver.calls_off()
         busy = Busy(link)
         async with trio.open_nursery() as nursery:
@@ -371,8 +371,8 @@ async def test_load_does_not_keep_a_queue_from_ending(how: str) -> None:
             if how == "deadline":
                 nursery.cancel_scope.deadline = trio.current_time() + 0.02
                 await trio.sleep_forever()
-            await trio.sleep(0.02)
-            assert busy.batches > 8
+            while busy.batches <= 8:
+                await trio.sleep(0.001)
             if how == "cancel":
                 nursery.cancel_scope.cancel()
             elif how == "pause":
@@ -382,8 +382,8 @@ async def test_load_does_not_keep_a_queue_from_ending(how: str) -> None:
                 assert link.queue.stats.popped == before
                 assert link.queue.ready
                 link.queue.resume()
-                await trio.sleep(0.01)
-                assert link.queue.stats.popped > before
+                while link.queue.stats.popped == before:
+                    await trio.sleep(0.001)
                 link.queue.stop()
             elif how == "break":
                 link.queue.break_(ErrorCode.DEVICE)
@@ -395,7 +395,7 @@ async def test_load_does_not_keep_a_queue_from_ending(how: str) -> None:
 @pytest.mark.parametrize("how", ["stop", "break", "pause", "cancel"])
 async def test_the_turn_ends_with_the_queue(how: str) -> None:
     """What happens between two waits of one turn is seen by the second, though there is work at hand."""
-    with Link() as link, trio.fail_after(5):
+    with Link() as link, trio.fail_after(60):
         for _ in range(4):
             link.send(kick=False)
         assert await link.queue.wait()
@@ -449,7 +449,7 @@ def test_looking_on_in_vain_becomes_rare(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 async def test_an_idle_queue_sleeps() -> None:
-    with Link() as link, trio.fail_after(5):
+    with Link() as link, trio.fail_after(60):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(echo, link.queue)
             await trio.sleep(0.05)
@@ -460,7 +460,7 @@ async def test_an_idle_queue_sleeps() -> None:
 
 
 async def test_no_kick_fd() -> None:
-    with Link() as link, trio.fail_after(5):
+    with Link() as link, trio.fail_after(60):
         link.queue.set_kick(None)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(echo, link.queue)
@@ -479,7 +479,7 @@ async def test_no_kick_fd() -> None:
 async def test_kicks_by_other_files(kind: str) -> None:
     """User-mode Linux brings pipes and sockets; our end may block, and the other side reads it too."""
     ours, theirs, shut = channel(kind)
-    with Link() as link, trio.fail_after(5):
+    with Link() as link, trio.fail_after(60):
         link.queue.set_kick(ours)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(echo, link.queue)
@@ -516,7 +516,7 @@ def channel(kind: str) -> tuple[int, int, Callable[[], None]]:
 async def test_a_kick_read_by_the_other_side_does_not_block() -> None:
     """The eventfd is one object for both sides: whoever is slower must find EAGAIN, even if it is a blocking one."""
     kick = os.eventfd(1, 0)
-    with Link() as link, trio.fail_after(2):
+    with Link() as link, trio.fail_after(60):
         async with trio.open_nursery() as nursery:
             link.queue.set_kick(kick)
             real = os.preadv
@@ -537,7 +537,7 @@ async def test_a_kick_read_by_the_other_side_does_not_block() -> None:
 
 async def test_files_that_cannot_be_waited_for() -> None:
     fd = os.memfd_create("no eventfd")
-    with Link() as link, trio.fail_after(5):
+    with Link() as link, trio.fail_after(60):
         link.queue.set_kick(fd)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(echo, link.queue)
@@ -548,7 +548,7 @@ async def test_files_that_cannot_be_waited_for() -> None:
 
 
 async def test_one_waits() -> None:
-    with Link() as link, trio.fail_after(5):
+    with Link() as link, trio.fail_after(60):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(echo, link.queue)
             await trio.sleep(0.01)
@@ -559,7 +559,7 @@ async def test_one_waits() -> None:
 
 @pytest.mark.parametrize("how", ["stop", "break", "close", "bad ring", "memory"])
 async def test_iteration_ends(how: str) -> None:
-    with Link() as link, trio.fail_after(5):
+    with Link() as link, trio.fail_after(60):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(echo, link.queue)
             await trio.sleep(0.01)
@@ -596,7 +596,7 @@ async def test_wait_after_the_end() -> None:
 
 async def test_completion_by_another_task_is_published() -> None:
     """The iteration sleeps; whoever completes must not have to know how to flush."""
-    with Link() as link, trio.fail_after(5):
+    with Link() as link, trio.fail_after(60):
 
         async def later(chain: ring.Chain) -> None:
             await trio.sleep(0.01)
@@ -617,7 +617,7 @@ async def test_completion_by_another_task_is_published() -> None:
 
 
 async def test_a_slow_body_does_not_hold_back_what_is_done() -> None:
-    with Link() as link, trio.fail_after(5):
+    with Link() as link, trio.fail_after(60):
 
         async def device() -> None:
             async for chain in link.queue:
@@ -651,7 +651,7 @@ async def test_what_was_not_handed_out_goes_back() -> None:
 
 
 async def test_pause_drain_resume() -> None:
-    with Link() as link, trio.fail_after(5):
+    with Link() as link, trio.fail_after(60):
         seen: list[ring.Chain] = []
 
         async def device() -> None:
@@ -692,7 +692,7 @@ async def test_pause_drain_resume() -> None:
 
 
 async def test_a_paused_queue_ends_too() -> None:
-    with Link() as link, trio.fail_after(5):
+    with Link() as link, trio.fail_after(60):
         link.queue.pause()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(echo, link.queue)
@@ -711,7 +711,7 @@ async def test_a_paused_queue_ends_too() -> None:
 async def test_iotlb_misses_are_tried_again() -> None:
     tlb = ring.Iotlb()
     tlb.update(0, BUFFERS, 0, ring.Perm.READ | ring.Perm.WRITE)
-    with Link(iotlb=tlb) as link, trio.fail_after(5):
+    with Link(iotlb=tlb) as link, trio.fail_after(60):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(echo, link.queue)
             link.send()
@@ -730,7 +730,7 @@ async def test_iotlb_misses_are_tried_again() -> None:
 async def test_room_for_long_chains_comes_back() -> None:
     """More long chains than there are blocks for: the rest waits for completions, not for a kick."""
     size, pieces = 64, 200
-    with Link(size=size, features=INDIRECT) as link, trio.fail_after(5):
+    with Link(size=size, features=INDIRECT) as link, trio.fail_after(60):
         link.driver.close()
         link.driver = ring.Driver(link.ram, gpa=0, size=size, features=INDIRECT, indirect_max=pieces)
         assert link.driver.offsets.size <= BUFFERS

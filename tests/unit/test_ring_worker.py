@@ -21,7 +21,7 @@ def worker() -> ring.Worker:
 
 
 async def test_stop_ends_run(worker: ring.Worker) -> None:
-    with trio.fail_after(5):
+    with trio.fail_after(60):
         async with trio.open_nursery() as nursery:
             await nursery.start(worker.run)
             assert worker.running
@@ -33,7 +33,7 @@ async def test_stop_ends_run(worker: ring.Worker) -> None:
 
 async def test_cancellation_ends_run_and_it_runs_again(worker: ring.Worker) -> None:
     for pause in (0, 0, 0.01):
-        with trio.fail_after(5):
+        with trio.fail_after(60):
             async with trio.open_nursery() as nursery:
                 await nursery.start(worker.run)
                 assert threads() <= 1
@@ -79,7 +79,7 @@ async def test_runs_once(worker: ring.Worker) -> None:
 
 
 async def test_parks_nest_and_keep_it_from_starting(worker: ring.Worker) -> None:
-    with trio.fail_after(5):
+    with trio.fail_after(60):
         async with trio.open_nursery() as nursery:
             with worker.parked():
                 await nursery.start(worker.run)
@@ -99,7 +99,7 @@ async def test_parks_nest_and_keep_it_from_starting(worker: ring.Worker) -> None
 
 
 async def test_a_stop_while_parked(worker: ring.Worker) -> None:
-    with trio.fail_after(5):
+    with trio.fail_after(60):
         async with trio.open_nursery() as nursery:
             await nursery.start(worker.run)
             async with worker.aparked():

@@ -87,7 +87,7 @@ async def test_the_next_front_end_is_served() -> None:
             async with Frontend.connect(path) as fe:
                 await fe.start()
                 assert await echo(fe, b"x%d" % number) == b"x%d" % number
-        with trio.fail_after(5):
+        with trio.fail_after(60):
             while server.status()["echo"]["connected"]:
                 await trio.sleep(0.01)
         assert server.status()["echo"]["connections"] == 5
@@ -103,7 +103,7 @@ async def test_no_descriptor_is_left_of_many_connections() -> None:
                 fe.make_queue(0, 128)
                 await fe.start_queues()
                 await echo(fe, b"x")
-            with trio.fail_after(5):
+            with trio.fail_after(60):
                 while server.status()["echo"]["connected"]:
                     await trio.sleep(0.002)
             return len(os.listdir("/proc/self/fd"))
@@ -127,13 +127,13 @@ async def test_a_second_front_end_waits_its_turn(caplog) -> None:
                     served.set()
 
             nursery.start_soon(second)
-            with trio.fail_after(5):
+            with trio.fail_after(60):
                 while "has to wait" not in caplog.text:
                     await trio.sleep(0.02)
             assert await echo(first, b"first") == b"first"
             assert not served.is_set()
             first.link.socket.shutdown(socket.SHUT_RDWR)
-            with trio.fail_after(5):
+            with trio.fail_after(60):
                 await served.wait()
     caplog.clear()
 
@@ -158,7 +158,7 @@ async def test_get_vring_base_waits_for_requests_in_flight_and_others_are_served
                 assert await echo(fe2, b"%d" % number) == b"%d" % number
             assert not stopped
             slow.gate.set()
-            with trio.fail_after(5):
+            with trio.fail_after(60):
                 while not stopped:
                     await trio.sleep(0.002)
             assert stopped == [1]
@@ -219,7 +219,7 @@ async def test_a_broken_ring_is_reported_and_the_others_run(caplog) -> None:
         ring_.offer(3)
         ring_.publish()
         fe.queues[0].kick()
-        with trio.fail_after(5):
+        with trio.fail_after(60):
             while fe.queues[0].error is None or "broke queue 0" not in caplog.text:
                 await trio.sleep(0.005)
         record = next(r for r in caplog.records if "broke queue" in r.getMessage())
@@ -283,7 +283,7 @@ async def test_quiesce_waits_and_holds() -> None:
             await trio.sleep(0.05)
             assert not quiet.is_set()
             device.gate.set()
-            with trio.fail_after(5):
+            with trio.fail_after(60):
                 await quiet.wait()
             nursery.start_soon(echo, fe, b"after")
             await trio.sleep(0.05)
@@ -315,11 +315,11 @@ async def test_config_change_is_told_once_a_ring_runs() -> None:
         await trio.sleep(0.05)
         assert fe.backchannel.config_changes == 0, "a suspended device says nothing"
         await fe.start()
-        with trio.fail_after(5):
+        with trio.fail_after(60):
             while fe.backchannel.config_changes < 1:
                 await trio.sleep(0.005)
         device.config_changed()
-        with trio.fail_after(5):
+        with trio.fail_after(60):
             while fe.backchannel.config_changes < 2:
                 await trio.sleep(0.005)
         await fe.stop()
@@ -378,7 +378,7 @@ async def test_memory_comes_and_goes_under_running_queues() -> None:
             queue.ring.add([(region.gpa, len(data))], [(answer, 64)], 77)
             if queue.ring.publish():
                 queue.kick()
-            with trio.fail_after(5):
+            with trio.fail_after(60):
                 while fe.memory.read(answer, len(data)) != data:
                     await trio.sleep(0.002)
             fe.memory.free(answer)
@@ -410,7 +410,7 @@ async def test_dirty_log_marks_what_is_written() -> None:
         queue.ring.add([(source, 8)], [(at, 8)], 5)
         if queue.ring.publish():
             queue.kick()
-        with trio.fail_after(5):
+        with trio.fail_after(60):
             while fe.memory.read(at, 8) != b"written!" or not log.is_dirty(queue.ring.used):
                 await trio.sleep(0.002)
         assert log.is_dirty(at, 8)
@@ -437,7 +437,7 @@ async def test_a_truncated_memory_file_ends_that_guest_only(caplog) -> None:
             queue.kick()
             await trio.sleep(0.05)
             queue.kick()
-            with trio.fail_after(5):
+            with trio.fail_after(60):
                 await fe.link.gone.wait()
             assert await echo(other, b"alive") == b"alive"
     assert "truncated a memory file" in caplog.text
@@ -466,7 +466,7 @@ async def test_requests_of_a_dead_back_end_are_replayed_once_in_order(packed: bo
                 if number == 2:
                     queue.ring.publish()
                     queue.kick()
-                    with trio.fail_after(5):
+                    with trio.fail_after(60):
                         while len(dead.served) < 3:
                             await trio.sleep(0.002)
                     dead.shut()
@@ -485,7 +485,7 @@ async def test_requests_of_a_dead_back_end_are_replayed_once_in_order(packed: bo
                 queue.ring.base = lambda: base  # type: ignore[method-assign]
                 fe.queues[0] = queue
                 await fe.start_queues({0: base})
-                with trio.fail_after(5):
+                with trio.fail_after(60):
                     while len(device.served) < 4:
                         await trio.sleep(0.002)
                 await trio.sleep(0.02)
@@ -542,7 +542,7 @@ async def test_grace_is_bounded(caplog) -> None:
 
         nursery.start_soon(client)
         await device.until_taken(1)
-    assert 0.2 <= trio.current_time() - start < 3
+    assert 0.2 <= trio.current_time() - start < 4.5  # which is less than if nothing is said
     assert "1 requests are in flight" in caplog.text
     caplog.clear()
 
@@ -616,7 +616,7 @@ async def test_client_mode_connects_again(tmp_path: Path) -> None:
     async with vhost.open_server() as server:
         await server.connect(Echo(), path)
         for _ in range(2):
-            with trio.fail_after(10):
+            with trio.fail_after(60):
                 async with Frontend.accept(path) as fe:
                     await fe.start()
                     assert await echo(fe, b"x") == b"x"

@@ -105,7 +105,7 @@ async def test_stop_drains(disk: Disk) -> None:
         async with trio.open_nursery() as nursery:
             for number in range(16):
                 nursery.start_soon(request, fe, 0, number)
-            with trio.fail_after(5):
+            with trio.fail_after(60):
                 while disk.seen < 16:
                     await trio.sleep(0.002)
             before = trio.current_time()
@@ -122,7 +122,7 @@ async def test_a_slow_store_holds_up_nobody_else(disk: Disk) -> None:
             await fe2.start()
             disk.delay(400)
             nursery.start_soon(request, fe)
-            with trio.fail_after(5):
+            with trio.fail_after(60):
                 while disk.seen < 1:
                     await trio.sleep(0.002)
             stopped = trio.Event()
@@ -149,7 +149,7 @@ async def test_disconnect_with_requests_in_flight(disk: Disk) -> None:
                         before = disk.seen
                         for number in range(10):
                             nursery.start_soon(request, fe, 0, number)
-                        with trio.fail_after(5):
+                        with trio.fail_after(60):
                             while disk.seen < before + 10:
                                 await trio.sleep(0.002)
                         scope.cancel()
@@ -173,11 +173,11 @@ async def test_cancelling_the_server_drains_and_frees(disk: Disk) -> None:
                     done.set()
 
             nursery.start_soon(client)
-            with trio.fail_after(5):
+            with trio.fail_after(60):
                 while disk.seen < 1:
                     await trio.sleep(0.002)
         assert disk.made == disk.freed == 1
-        with trio.fail_after(1):
+        with trio.fail_after(60):
             await done.wait()
 
 
@@ -188,7 +188,7 @@ async def test_quiesce(disk: Disk) -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(request, fe, 0)
             nursery.start_soon(request, fe, 1)
-            with trio.fail_after(5):
+            with trio.fail_after(60):
                 while disk.seen < 2:
                     await trio.sleep(0.002)
             await disk.quiesce()
@@ -240,7 +240,7 @@ async def test_a_broken_ring_parks_its_queue(disk: Disk, caplog) -> None:
         bad.ring.offer(0)
         bad.ring.publish()
         bad.kick()
-        with trio.fail_after(5):
+        with trio.fail_after(60):
             while bad.error is None or "broke queue 0" not in caplog.text:
                 await trio.sleep(0.005)
         await request(fe, 1)
@@ -262,15 +262,15 @@ async def test_stopping_without_draining_leaves_requests_in_the_record(disk: Dis
         await fe.set_inflight(region)
         queue = fe.make_queue(0, 16, native=False)
         await fe.start_queues()
-        disk.delay(300)
+        disk.delay(1500)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(request, fe)
-            with trio.fail_after(5):
+            with trio.fail_after(60):
                 while disk.seen < 1:
                     await trio.sleep(0.002)
             before = trio.current_time()
             answer = await fe.ask(F.GET_VRING_BASE, VringState(0, 0))
-            assert trio.current_time() - before < 0.2
+            assert trio.current_time() - before < 1.4
             base = answer.payload.num
             assert base == 1
             disk.delay(0)
@@ -322,7 +322,7 @@ async def test_pages_that_never_come_hold_up_nobody_else(disk: Disk) -> None:
                     for number in range(50):
                         await request(good, 0, number)
                     fe.link.socket.shutdown(socket.SHUT_RDWR)
-        with trio.fail_after(5):
+        with trio.fail_after(60):
             while server.status()["disk"]["connected"]:
                 await trio.sleep(0.01)
         async with Frontend.connect(path) as fe:
