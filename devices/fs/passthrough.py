@@ -44,7 +44,7 @@ _FOPEN_DIRECT_IO, _FOPEN_KEEP_CACHE, _FOPEN_CACHE_DIR = 1, 2, 8
 _POLICIES: dict[str, tuple[float, int, int]] = {
     "never": (0.0, _FOPEN_DIRECT_IO, 0),
     "metadata": (_DAY, _FOPEN_DIRECT_IO, _FOPEN_KEEP_CACHE | _FOPEN_CACHE_DIR),
-    "auto": (1.0, 0, 0),
+    "auto": (1.0, 0, _FOPEN_CACHE_DIR),
     "always": (_DAY, _FOPEN_KEEP_CACHE, _FOPEN_KEEP_CACHE | _FOPEN_CACHE_DIR),
 }
 #: which files are mapped, by size
@@ -201,6 +201,7 @@ class Passthrough(NativeServer):
         opt.entry_ns = opt.attr_ns = _ns("timeout", trust if timeout is None else timeout)
         opt.negative_ns = _ns("negative_timeout", negative_timeout)
         opt.file_flags, opt.dir_flags = file_flags, dir_flags
+        opt.relist = cache == "auto"
         opt.read_only, opt.readdirplus, opt.submounts = readonly, readdirplus, announce_submounts
         opt.writeback, opt.allow_direct_io, opt.killpriv_v2 = writeback, allow_direct_io, killpriv_v2
         opt.posix_lock, opt.flock = posix_lock, flock

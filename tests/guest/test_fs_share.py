@@ -89,6 +89,33 @@ async def _trees(guest: QemuGuest, shared: Path) -> None:
     assert not (shared / "from_host").exists()
 
 
+async def _lists(guest: QemuGuest, shared: Path) -> None:
+    """What the host does to a folder is in the guest's next listing, though the kernel may use its last one again."""
+    folder = shared / "listed"
+    folder.mkdir()
+    for number in range(60):
+        (folder / f"file-{number}").write_text("")
+
+    async def same() -> None:
+        names = " ".join(sorted(path.name for path in folder.iterdir()))
+        assert await guest.output("ls -1 /share/listed | LC_ALL=C sort | tr '\\n' ' '") == names
+
+    for number in range(5):
+        await trio.sleep(0.1)  # one that has just changed is read once more
+        for _ in range(3):
+            await same()
+        (folder / f"host-{number}").write_text("")
+        await same()
+        (folder / f"file-{number}").unlink()
+        await same()
+        (folder / f"host-{number}").rename(folder / f"renamed-{number}")
+        await same()
+        await guest.run(
+            f"cd /share/listed && rm renamed-{number} && mv file-5{number} moved && mv moved file-5{number} && >new"
+        )
+        await same()
+
+
 async def _locks(guest: QemuGuest, shared: Path) -> None:
     """Host and guest see each other's locks, wait for them, and get them."""
     file = shared / "locked"
@@ -270,6 +297,7 @@ async def test_files(tmp_path: Path, shared: Path, small: Path | None) -> None:
         guest = await stack.enter_async_context(boot_qemu(QemuConfig(devices=tuple(devices)), tmp_path))
         await mount(guest, "share")
         await _trees(guest, shared)
+        await _lists(guest, shared)
         for command in ("mmap /share/mapped 3000000", "holes /share/holes", "xattr /share/attrs", "big /share/big",
                         "tmpfile /share", "open /share", "storm /share/storm 4 1", "verify /share/v 3000000 2",
                         "many /share/many 1000"):  # fmt: skip

@@ -31,6 +31,7 @@ struct pass_dir {
 	int64_t pos;		/* of the entry at @at */
 	uint32_t at;		/* bytes */
 	uint32_t have;
+	struct pass_listing listing;
 	_Alignas(8) uint8_t buf[PASS_DIR_BYTES];
 };
 
@@ -56,6 +57,7 @@ static struct pass_dir *dir_of(struct pass_file *file)
 	pthread_mutex_init(&made->lock, NULL);
 	made->start = made->pos = 0;
 	made->at = made->have = 0;
+	made->listing.ctime = 0;
 	if (atomic_compare_exchange_strong(&file->dir, &dir, made))
 		return made;
 	pthread_mutex_destroy(&made->lock);	/* two at once, and the other was first */
@@ -202,6 +204,8 @@ static int read_locked(struct pass *fs, struct pass_file *file, struct pass_dir 
 
 	if (err < 0)
 		return err;
+	if (pos == 0)
+		pass_listing_begins(fs, file, &dir->listing);
 	for (;;) {
 		const struct entry *entry = (const void *)(dir->buf + dir->at);
 
@@ -209,10 +213,14 @@ static int read_locked(struct pass *fs, struct pass_file *file, struct pass_dir 
 			err = refill(file, dir);
 			if (err > 0)
 				continue;
+			if (err == 0 && sink->done == 0)
+				pass_listing_ends(fs, file, &dir->listing);
 			return sink->done > 0 ? 0 : err;
 		}
 		if (!emit(fs, file, entry, plus, sink))
 			return sink->done > 0 ? 0 : -EINVAL;
+		dir->listing.names++;
+		dir->listing.plus += plus;
 		dir->at += entry->reclen;
 		dir->pos = entry->off;
 	}
@@ -265,6 +273,7 @@ int pass_opendir(struct pass *fs, struct fs_req *req, struct pass_inode *inode, 
 {
 	struct fuse_open_out *out = FS_OUT(req, fuse_open_out);
 	int fd, err, flags = O_RDONLY | O_DIRECTORY;
+	uint32_t open_flags = fs->opt.dir_flags;
 
 	(void)pool;
 	if (pass_no_open(fs, FUSE_NO_OPENDIR_SUPPORT))
@@ -274,12 +283,14 @@ int pass_opendir(struct pass *fs, struct fs_req *req, struct pass_inode *inode, 
 	fd = pass_inode_open(fs, inode, flags);
 	if (fd < 0)
 		return fd;
+	if (pass_listing_holds(fs, inode, fd))
+		open_flags |= FOPEN_KEEP_CACHE;
 	err = pass_file_new(fs, inode, fd, flags, &out->fh);
 	if (err < 0) {
 		close(fd);
 		return err;
 	}
-	*out = (struct fuse_open_out){.fh = out->fh, .open_flags = fs->opt.dir_flags};
+	*out = (struct fuse_open_out){.fh = out->fh, .open_flags = open_flags};
 	return sizeof(*out);
 }
 

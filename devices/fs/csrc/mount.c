@@ -26,20 +26,22 @@ enum {
 	MOUNT_BTIME = 2,		/* times of birth never change */
 	MOUNT_NO_HANDLES = 4,		/* gives handles that lead to files only while they are cached */
 	MOUNT_MEMORY = 8,		/* files are their pages */
+	MOUNT_TELLS = 16,		/* a folder has another ctime whenever names come or go in it */
 };
 
 static const struct {
 	uint32_t magic;
 	uint32_t is;
 } kinds[] = {
-	{EXT4_SUPER_MAGIC, MOUNT_BTIME},
-	{XFS_SUPER_MAGIC, MOUNT_BTIME},
-	{BTRFS_SUPER_MAGIC, MOUNT_BTIME},
-	{F2FS_SUPER_MAGIC, MOUNT_BTIME},
-	{TMPFS_MAGIC, MOUNT_BTIME | MOUNT_MEMORY},
-	{RAMFS_MAGIC, MOUNT_MEMORY},
-	{PASS_ZFS_MAGIC, MOUNT_BTIME},
-	{PASS_BCACHEFS_MAGIC, MOUNT_BTIME},
+	{EXT4_SUPER_MAGIC, MOUNT_BTIME | MOUNT_TELLS},
+	{XFS_SUPER_MAGIC, MOUNT_BTIME | MOUNT_TELLS},
+	{BTRFS_SUPER_MAGIC, MOUNT_BTIME | MOUNT_TELLS},
+	{F2FS_SUPER_MAGIC, MOUNT_BTIME | MOUNT_TELLS},
+	{TMPFS_MAGIC, MOUNT_BTIME | MOUNT_MEMORY | MOUNT_TELLS},
+	{RAMFS_MAGIC, MOUNT_MEMORY | MOUNT_TELLS},
+	{PASS_ZFS_MAGIC, MOUNT_BTIME | MOUNT_TELLS},
+	{PASS_BCACHEFS_MAGIC, MOUNT_BTIME | MOUNT_TELLS},
+	{OVERLAYFS_SUPER_MAGIC, MOUNT_TELLS},
 	{NFS_SUPER_MAGIC, MOUNT_WAITS},
 	{PASS_CIFS_MAGIC, MOUNT_WAITS | MOUNT_NO_HANDLES},
 	{PASS_SMB2_MAGIC, MOUNT_WAITS | MOUNT_NO_HANDLES},
@@ -160,6 +162,7 @@ static int mount_ready(struct pass *fs, struct pass_mount *mount, const struct s
 		mount->waits = kind & MOUNT_WAITS;
 		mount->btime = kind & MOUNT_BTIME;
 		mount->memory = kind & MOUNT_MEMORY;
+		mount->tells = kind & MOUNT_TELLS;
 		if (kind & MOUNT_NO_HANDLES)
 			handles = -EOPNOTSUPP;
 		if (fs->opt.handles == PASS_HANDLES_NEVER)

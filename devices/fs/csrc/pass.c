@@ -206,6 +206,7 @@ static void pass_free(struct fs_server *server)
 	pass_mounts_free(fs);
 	pass_fds_free(fs);
 	free(fs->mounts);
+	free(fs->listed);
 	if (fs->root_fd >= 0)
 		close(fs->root_fd);
 	if (fs->proc_fd >= 0)
@@ -238,7 +239,9 @@ struct fs_server *pass_new(const struct pass_options *options, int *error)
 	atomic_store(&fs->small.growth, 1);
 	pass_cred_init(fs);
 	fs->mounts = calloc(PASS_MOUNTS, sizeof(*fs->mounts));
-	if (fs->mounts == NULL || options_copy(&fs->opt, options) < 0)
+	if (options->relist)
+		fs->listed = calloc(1 << PASS_LISTED_SHIFT, sizeof(*fs->listed));
+	if (fs->mounts == NULL || (options->relist && fs->listed == NULL) || options_copy(&fs->opt, options) < 0)
 		goto failed;
 	fs->root_fd = fcntl(options->root_fd, F_DUPFD_CLOEXEC, 0);
 	fs->proc_fd = fcntl(options->proc_fd, F_DUPFD_CLOEXEC, 0);

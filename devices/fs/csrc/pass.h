@@ -64,6 +64,7 @@ struct pass_options {
 	uint32_t dir_flags;	/* FOPEN_* of open folders */
 	bool dax;		/* window.h */
 	bool keep;
+	bool relist;		/* guests may use a listing again that is still good, with FOPEN_CACHE_DIR in @dir_flags */
 	bool no_open;		/* nothing ever changes, @read_only: files and folders need not be opened before they are read */
 	bool read_only;
 	bool readdirplus;

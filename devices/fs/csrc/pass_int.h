@@ -45,6 +45,7 @@ enum {
 	PASS_OVERFLOW_ID = 65534,	/* who the guest must not see */
 	PASS_SMALL = 16 << 20,		/* bytes of a file that goes without a thread */
 	PASS_SMALL_SHIFT = 8,		/* log2 of the names that are known to be small */
+	PASS_LISTED_SHIFT = 12,		/* log2 of the folders whose listings may be used again */
 };
 
 #define PASS_ROOT_ID 1ull		/* FUSE_ROOT_ID */
@@ -72,6 +73,7 @@ struct pass_mount {
 	bool waits;			/* on the network: any call may wait long */
 	bool btime;			/* a time of birth tells files apart that had the same inode number */
 	bool memory;			/* nothing to wait for, and no RWF_NOWAIT */
+	bool tells;			/* a folder has another ctime whenever names come or go in it */
 };
 
 /* A file that the guest knows. About 96 bytes: there are millions. */
@@ -163,6 +165,20 @@ struct pass_small {
 	_Atomic uint64_t names[1 << PASS_SMALL_SHIFT];
 };
 
+/* A folder that the guest's kernel has a listing of (listed.c). */
+struct pass_listed {
+	_Atomic uint64_t nodeid;
+	_Atomic uint64_t mark;		/* of it, and of its ctime */
+	_Atomic uint64_t until;		/* ns: names that came with attributes are trusted; UINT64_MAX: that does not matter */
+};
+
+/* One that is being made. */
+struct pass_listing {
+	uint64_t ctime;			/* ns, when it began; 0: nobody can tell when it is no longer good */
+	uint64_t began;
+	uint32_t names, plus;		/* told; those with attributes */
+};
+
 struct pass {
 	struct fs_server server;
 	struct pass_options opt;	/* what it points to is ours */
@@ -177,6 +193,7 @@ struct pass {
 	struct pass_shard shards[PASS_SHARDS];
 	struct pass_fds fds;
 	struct pass_small small;
+	struct pass_listed *listed;	/* 1 << PASS_LISTED_SHIFT of them, with opt.relist */
 	pthread_mutex_t mount_lock;
 	struct pass_mount *mounts;	/* PASS_MOUNTS */
 	uint32_t nr_mounts;		/* mount_lock */
@@ -342,6 +359,15 @@ void pass_small_name(struct pass *fs, const struct pass_inode *dir, const char *
 void pass_small_not(struct pass *fs, const struct pass_inode *dir, const char *name, uint32_t len);
 /* What @name stands for is small; false: it may be big. */
 bool pass_small_is(struct pass *fs, const struct pass_inode *dir, const char *name, uint32_t len);
+
+/* --- listed.c -------------------------------------------------------------------------------------------------- */
+
+/* The folder's names are about to be read from the first on. */
+void pass_listing_begins(struct pass *fs, const struct pass_file *file, struct pass_listing *l);
+/* The guest has been told the last one. */
+void pass_listing_ends(struct pass *fs, const struct pass_file *file, const struct pass_listing *l);
+/* What the guest was told last is still so; @fd: the folder, open. */
+bool pass_listing_holds(struct pass *fs, const struct pass_inode *inode, int fd);
 
 /* --- cred.c ---------------------------------------------------------------------------------------------------- */
 
