@@ -756,6 +756,9 @@ def test_control_for_people(here: Path) -> None:
     assert "--socket" in refused("ctl", "status")
 
 
+RING_SAMPLES = ("requests_total", "notifications_total", "notifications_held_total", "in_flight", "size")
+
+
 async def test_metrics_over_http(here: Path) -> None:
     def scrape(port: int, path: str = "/metrics") -> str:
         with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=10) as answer:
@@ -783,6 +786,10 @@ async def test_metrics_over_http(here: Path) -> None:
         ]
         assert reads == [7]
         assert samples['vhost_blk_capacity_bytes{device="scratch"}'] == 8 * MIB
+        ring = {name: samples[f'vhost_ring_{name}{{device="scratch",ring="0"}}'] for name in RING_SAMPLES}
+        assert 1 <= ring.pop("notifications_total") <= 7
+        assert ring == {"requests_total": 7, "notifications_held_total": 0, "in_flight": 0, "size": 128}
+        assert not any(name.startswith("vhost_ring") and 'device="a"' in name for name in samples), "nobody is there"
         for name in samples:
             assert re.fullmatch(r'vhost_[a-z_]+\{((device|worker)="[\w-]+"|[a-z]+="[^"]*"|,)+\}', name), name
 

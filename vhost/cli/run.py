@@ -8,7 +8,7 @@ import resource
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
 from importlib.metadata import version
-from typing import Any
+from typing import Any, Literal
 
 import trio
 
@@ -136,12 +136,29 @@ async def _start(server: Server, item: DeviceConfig, device: Any) -> None:
         raise VhostError(f"{item.name}: {exc}") from exc
 
 
+#: in a ring's status: name, kind and help of its metric
+_RING_METRICS: Mapping[str, tuple[str, Literal["counter", "gauge"], str]] = {
+    "requests": ("ring_requests_total", "counter", "Requests completed since the ring was started"),
+    "notified": ("ring_notifications_total", "counter", "Interrupts sent since then"),
+    "held": ("ring_notifications_held_total", "counter", "Interrupts held back for a while since then"),
+    "in_flight": ("ring_in_flight", "gauge", "Requests under way"),
+    "size": ("ring_size", "gauge", "Descriptors"),
+}
+
+
+def _ring_metrics(rings: Iterable[Mapping[str, Any]]) -> Iterable[Metric]:
+    for ring in rings:
+        for key, (name, kind, words) in _RING_METRICS.items():
+            yield Metric(name, kind, words, ring[key], {"ring": str(ring["index"])})
+
+
 def _metrics(server: Server) -> Iterable[tuple[Mapping[str, str], Iterable[Metric]]]:
     for name, endpoint in server.endpoints.items():
         here = int(endpoint.connection is not None)
         connected = Metric("connected", "gauge", "1 while a front-end is connected", here)
         connections = Metric("connections_total", "counter", "Front-ends served", endpoint.connections)
-        yield {"device": name}, [connected, connections, *endpoint.device.metrics()]
+        rings = _ring_metrics(endpoint.status()["rings"])
+        yield {"device": name}, [connected, connections, *rings, *endpoint.device.metrics()]
     for number, worker in enumerate(server.pool.workers):
         stats = worker.stats
         yield (
