@@ -110,7 +110,6 @@ async def test_echo_in_bursts(tmp_path: Path, packed: bool) -> None:
                         send(place)
                 await trio.lowlevel.checkpoint()
         assert sent == total
-        assert queue.kicks < total / 20
 
 
 async def test_second_signal_ends_at_once(tmp_path: Path) -> None:
