@@ -54,7 +54,7 @@ class Guest:
     @asynccontextmanager
     async def connected(self, *, inflight: bool = True) -> AsyncIterator[Mount]:
         """A life of the connection."""
-        async with Frontend.connect(str(self.folder / "s"), memory=self.memory) as fe:
+        async with Frontend.connect(str(self.folder / "s"), memory=self.memory, timeout=60) as fe:
             await fe.negotiate(self.features)
             await fe.share_memory()
             if inflight:

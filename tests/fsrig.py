@@ -537,7 +537,7 @@ async def guest(
     minor: int = 45,
 ) -> AsyncIterator[Mount]:
     """A driver with `queues` request queues on the socket `path`; `init`: mounted, with such INIT flags offered."""
-    async with Frontend.connect(path, personality=personality, memory_size=memory_size) as fe:
+    async with Frontend.connect(path, personality=personality, memory_size=memory_size, timeout=60) as fe:
         await fe.start(queues=1 + queues, size=size, packed=packed, native=native, indirect_max=64)
         mount = Mount(fe)
         if init:

@@ -274,7 +274,7 @@ async def driver(
     path: Target, *, packed: bool = False, features: int = 0xE, memory: int = 64 << 20
 ) -> AsyncIterator[Guest]:
     """A driver of what is served there."""
-    async with Frontend.connect(path, memory_size=memory) as fe:
+    async with Frontend.connect(path, memory_size=memory, timeout=60) as fe:
         await fe.start(queues=2, size=64, packed=packed, features=features)
         yield Guest(fe)
 

@@ -31,7 +31,7 @@ class Card:
     """A driver's pair of rings, receive buffers offered."""
 
     def __init__(self, path: Path, features: int = 0, *, queues: int = 2, buffers: int = 60) -> None:
-        self.peer = Peer(connect_to(path)())
+        self.peer = Peer(connect_to(path)(), timeout=30)
         try:
             self.rings = self.peer.bring_up(features, queues=queues, size=64)
         except BaseException:

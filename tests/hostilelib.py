@@ -70,7 +70,7 @@ class Stand:
         self.connect: Connect = connect_to(next(self._victims), timeout=60)
         probe = Probe(_frame, _came_or_went) if kind.startswith("net") else DEVICES[kind][1]
         self.trial = Trial(self.connect, probe)
-        self.bystander = Peer(connect_to(bystander)())
+        self.bystander = Peer(connect_to(bystander)(), timeout=30)
         (self.bystander_ring,) = self._rings(self.bystander, 0, 1, 64)
         self.well()
         self.pid = backend.pid
@@ -79,7 +79,7 @@ class Stand:
 
     def peer(self, memory: Memory | None = None) -> Peer:
         """A fresh connection to the victim; close it."""
-        return Peer(self.connect(), memory=memory)
+        return Peer(self.connect(), memory=memory, timeout=30)
 
     def up(self, features: int = 0, *, queues: int = 1, size: int = 64, memory: Memory | None = None) -> list[Ring]:
         """Running rings on a fresh connection to the victim; close their peer."""

@@ -225,7 +225,7 @@ async def guest(
     native: bool = True,
 ) -> AsyncIterator[Guest]:
     """A driver with `pairs` pairs, or the rings `rings`, connected to the card at `path`."""
-    async with Frontend.connect(path, personality=personality) as fe:
+    async with Frontend.connect(path, personality=personality, timeout=60) as fe:
         await fe.negotiate(features)
         await fe.share_memory()
         for index in rings or range(2 * pairs):

@@ -158,7 +158,7 @@ async def test_dirty_log(disk: peerlib.Backend) -> None:
 
 async def test_words_for_mistakes(disk: peerlib.Backend, tmp_path: Path) -> None:
     with pytest.raises(ConnectionClosed, match="no such socket; is the back-end running"):
-        async with Frontend.connect(tmp_path / "nobody", timeout=0.1):
+        async with Frontend.connect(tmp_path / "nobody", socket_timeout=0.1):
             pass
     with pytest.raises(ValueError, match="at most 107 bytes"):
         async with Frontend.connect("/" + "x" * 200):
@@ -198,6 +198,21 @@ async def test_backend_dies_with_a_request_in_flight() -> None:
             with pytest.raises(QueueBroken, match="queue 0: it ended with the request in flight"):
                 await frontend.queues[0].request([], [64])
             backend.process.wait()
+
+
+async def test_waits_for_a_socket_as_long_as_it_is_told_to(disk: peerlib.Backend) -> None:
+    """A back-end takes a while to start; without a word it has two seconds."""
+    with peerlib.short_folder() as path:
+
+        async def late() -> None:
+            await trio.sleep(2.3)
+            (path / "s").symlink_to(disk.path)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(late)
+            with trio.fail_after(60):
+                async with Frontend.connect(path / "s", socket_timeout=60) as frontend:
+                    await frontend.start()
 
 
 async def test_silence_is_named() -> None:

@@ -57,7 +57,7 @@ def test_every_example_is_here() -> None:
 
 async def test_rng(tmp_path: Path) -> None:
     socket = tmp_path / "s"
-    async with running("rng.py", socket), Frontend.connect(socket, timeout=60) as fe:
+    async with running("rng.py", socket), Frontend.connect(socket, timeout=60, socket_timeout=60) as fe:
         await fe.start(size=64)
         length, (first, second) = await fe.queues[0].request([], [64, 1000])
         assert length == 1064
@@ -68,7 +68,7 @@ async def test_rng(tmp_path: Path) -> None:
 
 async def test_echo(tmp_path: Path) -> None:
     socket = tmp_path / "s"
-    async with running("echo.py", socket), Frontend.connect(socket, timeout=60) as fe:
+    async with running("echo.py", socket), Frontend.connect(socket, timeout=60, socket_timeout=60) as fe:
         await fe.start(queues=4, packed=True)
         for number in range(40):
             data = b"number %d" % number
@@ -79,7 +79,7 @@ async def test_echo(tmp_path: Path) -> None:
 async def test_echo_in_bursts(tmp_path: Path, packed: bool) -> None:
     """Many requests in flight, answered by the batch, each with its own bytes."""
     socket, depth, size, total = tmp_path / "s", 32, 64, 5000
-    async with running("echo.py", socket), Frontend.connect(socket, timeout=60) as fe:
+    async with running("echo.py", socket), Frontend.connect(socket, timeout=60, socket_timeout=60) as fe:
         await fe.start(packed=packed, serve=False)
         queue = fe.queues[0]
         queue.ring.calls_off()
@@ -128,7 +128,7 @@ async def test_second_signal_ends_at_once(tmp_path: Path) -> None:
     )
     process = await trio.lowlevel.open_process([sys.executable, str(script), str(socket)], stderr=subprocess.DEVNULL)
     try:
-        async with Frontend.connect(socket, timeout=60) as fe:
+        async with Frontend.connect(socket, timeout=60, socket_timeout=60) as fe:
             await fe.start()
             fe.queues[0].ring.add([], [(fe.memory.alloc(64), 64)], 1)
             fe.queues[0].ring.publish()

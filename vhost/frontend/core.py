@@ -91,6 +91,7 @@ class Frontend:
     ) -> None:
         """Use `connect` or `accept` instead."""
         self.link = Link(sock, timeout)
+        self._timeout = timeout
         self.memory = memory
         self.personality = personality
         self.features_offered = 0
@@ -126,6 +127,7 @@ class Frontend:
         protocol: int = ~0,
         handshake: bool = True,
         timeout: float = 10,
+        socket_timeout: float = 2,
     ) -> AsyncIterator[Self]:
         """Connect to a back-end and, with `handshake`, negotiate protocol features.
 
@@ -134,7 +136,8 @@ class Frontend:
             personality: whose manners to have.
             memory: guest memory to use, which stays the caller's; else `memory_size` bytes are made.
             protocol: mask over the protocol features to acknowledge.
-            timeout: seconds to wait for an answer; also for the socket to appear.
+            timeout: seconds to wait for an answer, and, unless it says otherwise, for a request to come back.
+            socket_timeout: seconds in which a socket may appear that is not there yet.
 
         Raises:
             ConnectionClosed: nobody listens there, or the back-end went away.
@@ -142,7 +145,7 @@ class Frontend:
         """
         own = None if memory is not None else Memory(memory_size)
         try:
-            frontend = cls(await _open(target, timeout), memory or own or Memory(), personality, timeout=timeout)
+            frontend = cls(await _open(target, socket_timeout), memory or own or Memory(), personality, timeout=timeout)
         except BaseException:
             if own is not None:
                 own.close()
@@ -353,7 +356,7 @@ class Frontend:
             ring_ = NativeRing(self.memory, size, self.features, base=base, indirect_max=indirect_max)
         else:
             ring_ = make_ring(self.memory, size, self.features, base)
-        queue = Queue(self.memory, index, ring_, notify=notify)
+        queue = Queue(self.memory, index, ring_, notify=notify, timeout=self._timeout)
         self.queues[index] = queue
         if serve:
             self._spawn(queue.serve_calls)
@@ -591,7 +594,7 @@ class Frontend:
             queue.reap()
 
 
-async def _open(target: Target, timeout: float) -> trio.socket.SocketType:
+async def _open(target: Target, seconds: float) -> trio.socket.SocketType:
     if isinstance(target, int):
         target = socket.socket(fileno=target)
     if isinstance(target, socket.socket):
@@ -600,7 +603,7 @@ async def _open(target: Target, timeout: float) -> trio.socket.SocketType:
     path = os.fspath(target)
     if len(os.fsencode(path)) > 107:
         raise ValueError(f"{path}: a socket's path has at most 107 bytes; put it into a directory with a shorter name")
-    deadline = trio.current_time() + min(timeout, 2)
+    deadline = trio.current_time() + seconds
     while True:
         sock = trio.socket.socket(trio.socket.AF_UNIX)
         try:

@@ -34,8 +34,10 @@ class Queue:
         error: why it takes no more requests.
     """
 
-    def __init__(self, memory: Memory, index: int, ring: DriverRing, *, notify: bool = True) -> None:
-        """Args: notify: False to poll instead of being called."""
+    def __init__(
+        self, memory: Memory, index: int, ring: DriverRing, *, notify: bool = True, timeout: float = 10
+    ) -> None:
+        """Args: notify: False to poll instead of being called; timeout: seconds that requests may take."""
         self.memory = memory
         self.index = index
         self.ring = ring
@@ -50,13 +52,19 @@ class Queue:
         """Notifications the back-end sent."""
         self.kicks = 0
         """Kicks we sent."""
+        self._timeout = timeout
         self._waiters: dict[int, _Waiter] = {}
         self._token = 0
 
     # Requests
 
     async def request(
-        self, out: Sequence[bytes] = (), in_: Sequence[int] = (), *, indirect: bool = False, timeout: float = 10
+        self,
+        out: Sequence[bytes] = (),
+        in_: Sequence[int] = (),
+        *,
+        indirect: bool = False,
+        timeout: float | None = None,
     ) -> tuple[int, list[bytes]]:
         """Send one request and wait until it comes back.
 
@@ -64,7 +72,7 @@ class Queue:
             out: contents of the readable buffers, each in memory of its own.
             in_: lengths of the writable buffers, bytes.
             indirect: describe the buffers in an indirect table.
-            timeout: seconds.
+            timeout: seconds; None: as the front-end was told.
 
         Returns: the bytes the device says it wrote, and the writable buffers.
 
@@ -77,6 +85,7 @@ class Queue:
         """
         if self.error is not None:
             raise self.error
+        timeout = self._timeout if timeout is None else timeout
         waiter = _Waiter([], [])
         for data in out:
             at = self.memory.alloc(len(data))
