@@ -9,6 +9,7 @@ import contextlib
 import os
 import re
 import shutil
+import tempfile
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,17 +98,17 @@ async def running(folder: Path, device: str, *args: str, name: str) -> AsyncIter
     words += ["--", "-i", "--nb-cores=1", "--total-num-mbufs=8192", *args]
     reading, writing = os.pipe()
     try:
-        runtime = folder / f"{name}-runtime"
-        runtime.mkdir(exist_ok=True)
-        env = {"RUNTIME_DIRECTORY": str(runtime)}
-        async with started(name, words, folder / f"{name}.log", stdin=reading, env=env) as proc:
-            os.close(reading)
-            reading = -1
-            one = Testpmd(proc, writing)
-            await until(lambda: "testpmd>" in one.log, proc, "its prompt", 30)
-            yield one
-            with contextlib.suppress(GuestError, BrokenPipeError):
-                await one.ask("quit", "Bye")
+        # its sockets lie deep in there, and their paths have to be short
+        with tempfile.TemporaryDirectory(prefix="vhk-") as runtime:
+            env = {"RUNTIME_DIRECTORY": runtime}
+            async with started(name, words, folder / f"{name}.log", stdin=reading, env=env) as proc:
+                os.close(reading)
+                reading = -1
+                one = Testpmd(proc, writing)
+                await until(lambda: "testpmd>" in one.log, proc, "its prompt", 60)
+                yield one
+                with contextlib.suppress(GuestError, BrokenPipeError):
+                    await one.ask("quit", "Bye")
     finally:
         for fd in (reading, writing):
             if fd >= 0:
