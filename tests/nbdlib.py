@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import random
 import signal
 import subprocess
 import time
 from pathlib import Path
 
-SIZE = 16 << 20
+from guestlib.process import FOREIGN
 
-#: for other people's programs: no sanitizers of ours in them
-ENV = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
+SIZE = 16 << 20
 
 
 class Server:
@@ -28,7 +26,7 @@ class Server:
     def start(self) -> None:
         assert self.process is None
         self.path.unlink(missing_ok=True)
-        self.process = subprocess.Popen(self.command, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=ENV)
+        self.process = subprocess.Popen(self.command, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=FOREIGN)
         end = time.monotonic() + 60
         while not self._answers():
             assert self.process.poll() is None, f"{self.command[0]} ended at once"
@@ -63,7 +61,7 @@ def raw_image(tmp_path: Path, size: int = SIZE) -> Path:
 
 def qcow2_image(tmp_path: Path) -> Path:
     image = tmp_path / "disk.qcow2"
-    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", image, str(SIZE)], check=True, env=ENV)
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", image, str(SIZE)], check=True, env=FOREIGN)
     return image
 
 

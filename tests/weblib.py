@@ -16,6 +16,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import trio
+from guestlib.process import FOREIGN
 from wsproto import ConnectionType, WSConnection
 from wsproto.events import AcceptConnection, BytesMessage, CloseConnection, RejectConnection, Request, TextMessage
 
@@ -145,7 +146,7 @@ async def browser(program: str, folder: Path) -> AsyncIterator[Browser]:
     with (folder.parent / "browser.log").open("wb") as log:
         # a group of its own: Debian's program is a script, and has children
         process = await trio.lowlevel.open_process(
-            words, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+            words, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, env=FOREIGN
         )
     try:
         told = folder / "DevToolsActivePort"

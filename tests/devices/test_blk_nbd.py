@@ -25,7 +25,8 @@ from blkrig import (
     rig,
     segment,
 )
-from nbdlib import ENV, SIZE, Server, pattern, qcow2_image, raw_image
+from guestlib.process import FOREIGN
+from nbdlib import SIZE, Server, pattern, qcow2_image, raw_image
 
 pytest.importorskip("devices.blk._nbd", reason="built without libnbd")
 
@@ -144,9 +145,9 @@ async def test_qcow2_holds_what_the_guest_wrote(tmp_path, qemu_nbd):
             assert await r.queues[0].status(FLUSH) == OK
     server.stop(signal.SIGTERM)
     raw = tmp_path / "back.img"
-    await trio.run_process(["qemu-img", "convert", "-f", "qcow2", "-O", "raw", image, raw], env=ENV)
+    await trio.run_process(["qemu-img", "convert", "-f", "qcow2", "-O", "raw", image, raw], env=FOREIGN)
     assert raw.read_bytes() == bytes(wanted)
-    await trio.run_process(["qemu-img", "check", "-q", image], env=ENV)
+    await trio.run_process(["qemu-img", "check", "-q", image], env=FOREIGN)
 
 
 # --- durability ---------------------------------------------------------------------------------------------------

@@ -14,6 +14,8 @@ import trio
 
 #: logs of the running test, newest last: (title, path); the test suite's conftest prints and empties it
 LOGS: list[tuple[str, Path]] = []
+#: the environment of other people's programs: a sanitizer that is preloaded into us is not of their C library
+FOREIGN = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
 
 
 class GuestError(Exception):

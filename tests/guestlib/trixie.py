@@ -18,6 +18,7 @@ from pathlib import Path
 
 from guestlib import debian
 from guestlib.debian import CACHE, AssetError, locked
+from guestlib.process import FOREIGN
 
 CLIENT = Path(__file__).resolve().parents[1] / "interop" / "blkio_client.c"
 BASE = CACHE / "libblkio"
@@ -73,9 +74,7 @@ class Tools:
     @property
     def env(self) -> dict[str, str]:
         """The environment to run them in."""
-        # a sanitizer preloaded into us is not of their C library
-        kept = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
-        return {**kept, "QEMU_MODULE_DIR": str(self.libraries / "qemu")}
+        return {**FOREIGN, "QEMU_MODULE_DIR": str(self.libraries / "qemu")}
 
 
 def qemu_tools() -> Tools:
