@@ -18,6 +18,7 @@ import peerlib
 import pytest
 from fsrig import ROOT, errno_of
 from guestlib.debian import AssetError
+from guestlib.process import FOREIGN
 from guestlib.trixie import virtiofsd
 
 from devices.fs.config import InitFlag, Opcode
@@ -48,7 +49,7 @@ def serving(kind: str, share: Path, path: Path, *more: str) -> Iterator[str]:
     if os.geteuid():
         pytest.skip("virtiofsd wants to be root to change its root folder")
     with (path / "log").open("wb") as log:
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=FOREIGN)
     try:
         yield sock
     except BaseException:
