@@ -216,7 +216,7 @@ def _make_program(folder: Path) -> None:
     (folder / ".gitignore").write_text("*.o\nprogram\n")
 
 
-async def _programs(guest: UmlGuest, shared: Path) -> None:
+async def _programs(guest: UmlGuest, shared: Path, both: Path) -> None:
     """The host's own programs, run from its root over virtio-fs, at work in the share."""
     host = await host_root(guest)
     await guest.run(f"mkdir {host}/mnt/share && mount --bind /share {host}/mnt/share")
@@ -229,18 +229,7 @@ async def _programs(guest: UmlGuest, shared: Path) -> None:
             timeout=120,
         )
     if shutil.which("sqlite3"):
-        database = sqlite3.connect(shared / "db", isolation_level=None, timeout=60)
-        database.execute("create table t (who text, n integer)")
-        script = "".join(f"insert into t values ('guest', {n});" for n in range(25))
-        (shared / "script").write_text(f".timeout 60000\n{script}")
-        number = await guest.agent.send(f"chroot {host} sqlite3 /mnt/share/db <{host}/mnt/share/script")
-        for n in range(25):
-            await trio.to_thread.run_sync(_insert, shared / "db", n)
-        result = await guest.agent.result(number, timeout=120)
-        assert result.status == 0, result.output
-        assert database.execute("pragma integrity_check").fetchone() == ("ok",)
-        assert sorted(database.execute("select * from t")) == [(w, n) for w in ("guest", "host") for n in range(25)]
-        database.close()
+        await _database(guest, host, both)
     if shutil.which("stress-ng"):
         words = " ".join(f"--{kind} 1" for kind in _STRESSORS)
         await guest.run(
@@ -275,6 +264,22 @@ async def _programs(guest: UmlGuest, shared: Path) -> None:
         assert {k: v for k, v in source.items() if not k.startswith(".git")} == {
             k: v for k, v in clone.items() if not k.startswith(".git")
         }
+
+
+async def _database(guest: UmlGuest, host: str, both: Path) -> None:
+    """Host and guest write to it at once. That needs `--cache never`: else a kernel trusts what it has a second."""
+    await mount(guest, "both", f"{host}/mnt/both")
+    with contextlib.closing(sqlite3.connect(both / "db", isolation_level=None, timeout=60)) as database:
+        database.execute("create table t (who text, n integer)")
+        script = "".join(f"insert into t values ('guest', {n});" for n in range(25))
+        (both / "script").write_text(f".timeout 60000\n{script}")
+        number = await guest.agent.send(f"chroot {host} sqlite3 /mnt/both/db <{host}/mnt/both/script")
+        for n in range(25):
+            await trio.to_thread.run_sync(_insert, both / "db", n)
+        result = await guest.agent.result(number, timeout=120)
+        assert result.status == 0, result.output
+        assert database.execute("pragma integrity_check").fetchone() == ("ok",)
+        assert sorted(database.execute("select * from t")) == [(w, n) for w in ("guest", "host") for n in range(25)]
 
 
 def _insert(path: Path, n: int) -> None:
@@ -392,10 +397,13 @@ def _acl(*, access: int, others: int = 0) -> bytes:
 async def test_uml(tmp_path: Path, shared: Path) -> None:
     """User-mode Linux, which reads the tag from the configuration space and is quick: many files, and real programs."""
     make_tree(shared / "tree", files=60)
+    both = tmp_path / "both"
+    both.mkdir()
     async with (
         vhost_fs(tmp_path, shared, tag="share", args=["--posix-acl"]) as served,
+        vhost_fs(tmp_path, both, tag="both", args=["--cache", "never"], name="both") as other,
         vhost_fs(tmp_path, Path("/"), tag="root", args=["--readonly"], name="root") as root,
-        boot_uml(tmp_path, UmlDevice(served.socket, FS), UmlDevice(root.socket, FS), memory_mib=512) as guest,
+        boot_uml(tmp_path, *(UmlDevice(one.socket, FS) for one in (served, other, root)), memory_mib=512) as guest,
     ):
         await mount(guest, "share")
         assert await guest_sums(guest, "/share/tree") == tree_sums(shared / "tree")
@@ -404,7 +412,7 @@ async def test_uml(tmp_path: Path, shared: Path) -> None:
         await trio.to_thread.run_sync(_make_many, shared / "crowd", 100_000)
         assert (await guest.output("fsio many /share/crowd 100000 there", timeout=120)).startswith("ok")
         await _acls(guest, shared)
-        await _programs(guest, shared)
+        await _programs(guest, shared, both)
         await guest.power_off()
     assert tree_sums(shared / "copy") == tree_sums(shared / "tree")
 
