@@ -91,11 +91,13 @@ class Agent:
     async def result(self, number: int, timeout: float = 60) -> Result:
         """Wait for the script that ``send`` numbered, at most ``timeout`` s."""
         output: list[str] = []
+        begun = False
         with trio.move_on_after(timeout):
             try:
                 while True:
                     line = await self._line()
                     if line == f"@@begin {number}":
+                        begun = True
                         output.clear()
                     elif line.startswith(f"@@end {number} "):
                         return Result("\n".join(output).strip("\n"), int(line.split()[2]))
@@ -105,7 +107,8 @@ class Agent:
                         output.append(line)
             except EOFError:
                 raise self._fail("ended under the command", output) from None
-        raise self._fail(f"the command did not end within {timeout:g} s", output)
+        said = "did not end" if begun else "was not begun"
+        raise self._fail(f"the command {said} within {timeout:g} s", output)
 
     async def run(self, script: str, *, timeout: float = 60, check: bool = True) -> Result:
         """Run a shell script in the guest.
