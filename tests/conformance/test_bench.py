@@ -53,7 +53,7 @@ def test_null(tmp_path: Path) -> None:
     assert set(found[2]["results"]) == {*SLEEPING, "qemu-storage-daemon"}
     for cell in found:
         runs = [(cell["load"], name, run) for name, every in cell["results"].items() for run in every]
-        assert not [run for run in runs if run[2]["requests"] == 0 or run[2]["errors"]]
+        assert not [run for run in runs if run[2]["requests"] <= 10 or run[2]["errors"]]
     from_json, from_csv = load(out), load(lines)
     assert [cell_of(run) for run in from_json] == [cell_of(run) for run in from_csv]
     assert [run.values["iops"] for run in from_json] == pytest.approx([run.values["iops"] for run in from_csv], 1e-5)

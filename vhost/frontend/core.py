@@ -91,7 +91,6 @@ class Frontend:
     ) -> None:
         """Use `connect` or `accept` instead."""
         self.link = Link(sock, timeout)
-        self._timeout = timeout
         self.memory = memory
         self.personality = personality
         self.features_offered = 0
@@ -356,7 +355,7 @@ class Frontend:
             ring_ = NativeRing(self.memory, size, self.features, base=base, indirect_max=indirect_max)
         else:
             ring_ = make_ring(self.memory, size, self.features, base)
-        queue = Queue(self.memory, index, ring_, notify=notify, timeout=self._timeout)
+        queue = Queue(self.memory, index, ring_, notify=notify, timeout=self.link.timeout)
         self.queues[index] = queue
         if serve:
             self._spawn(queue.serve_calls)

@@ -40,7 +40,7 @@ class Link:
     def __init__(self, sock: trio.socket.SocketType, timeout: float) -> None:
         """Args: sock: connected; timeout: seconds an answer may take."""
         self._channel = Channel(sock, wire.decode_reply)
-        self._timeout = timeout
+        self.timeout = timeout
         self._lock = trio.Lock()
         self._waiting: int | None = None
         self._answer: Message | None = None
@@ -128,10 +128,10 @@ class Link:
     async def _wait(self, request: int) -> Message:
         name = request_name(request)
         try:
-            with trio.fail_after(self._timeout):
+            with trio.fail_after(self.timeout):
                 await self._event.wait()
         except trio.TooSlowError:
-            error = ConnectionClosed(f"{name}: the back-end did not answer within {self._timeout:g} s")
+            error = ConnectionClosed(f"{name}: the back-end did not answer within {self.timeout:g} s")
             self.fail(error)
             raise error from None
         except trio.Cancelled:

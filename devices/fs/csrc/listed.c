@@ -10,7 +10,7 @@
  * Names are listed with attributes, which are trusted for a while only. A listing from the cache brings no new ones, and
  * then each is asked for by itself: so after that time it is kept only where it had hardly any.
  *
- * A word in a table for each folder that fits in: what is lost, or mixed up by two workers, costs a listing.
+ * A place in a table for each folder that fits in: what is lost, or mixed up by two workers, costs a listing.
  */
 #include "devices/fs/csrc/pass_int.h"
 
@@ -37,7 +37,7 @@ static uint64_t ctime_of(int fd)
 {
 	struct statx stx;
 
-	if (statx(fd, "", AT_EMPTY_PATH, STATX_CTIME, &stx) < 0 || !(stx.stx_mask & STATX_CTIME))
+	if (pass_statx(fd, NULL, &stx) < 0 || !(stx.stx_mask & STATX_CTIME))
 		return 0;
 	return (uint64_t)stx.stx_ctime.tv_sec * 1000000000 + stx.stx_ctime.tv_nsec;
 }

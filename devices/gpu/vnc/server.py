@@ -9,7 +9,9 @@ from __future__ import annotations
 import logging
 import os
 import socket
+from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import trio
@@ -71,8 +73,8 @@ class VncServer:
         theirs.setblocking(False)
         inner = trio.SocketStream(trio.socket.from_stdlib_socket(ours))
         async with inner, trio.open_nursery() as nursery:
-            nursery.start_soon(_pump, encrypted, inner, socket.SHUT_WR)
-            nursery.start_soon(_pump, inner, encrypted, socket.SHUT_RD)
+            nursery.start_soon(_pump, encrypted, inner, partial(inner.socket.shutdown, socket.SHUT_WR))
+            nursery.start_soon(_pump, inner, encrypted, partial(inner.socket.shutdown, socket.SHUT_RD))
             await self._show(theirs.detach(), minor)  # which takes to its end what has come, also of who has gone
             nursery.cancel_scope.cancel()
 
@@ -81,15 +83,13 @@ class VncServer:
             await _Client(self._gpu, view, self.scanout, fd, minor).run()
 
 
-async def _pump(source: trio.abc.Stream, sink: trio.abc.Stream, direction: int) -> None:
-    """Until one of them ends; then the inner one of both, in this direction."""
+async def _pump(source: trio.abc.ReceiveStream, sink: trio.abc.SendStream, hang_up: Callable[[], None]) -> None:
+    """Until one of them ends; the inner one hears of it."""
     with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
         while data := await source.receive_some(_RELAY_BYTES):
             await sink.send_all(data)
-    inner = source if direction == socket.SHUT_RD else sink
-    assert isinstance(inner, trio.SocketStream)
     with suppress(OSError):
-        inner.socket.shutdown(direction)
+        hang_up()
 
 
 class _Client:
